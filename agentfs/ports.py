@@ -1,0 +1,219 @@
+"""Protocols for what lies outside the core: `Clock` and `Store`, with the typed changes a store commits.
+
+No implementation: those are in `agentfs.providers`, and every one passes `conformance.store`.
+"""
+
+from __future__ import annotations
+
+import errno
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from agentfs.rows import Row
+    from agentfs.types import Record
+
+R = TypeVar("R", bound="Row")
+
+
+class Clock(Protocol):
+    """Time as the core knows it; tests give one that they move by hand."""
+
+    def now_ns(self) -> int:
+        """Wall-clock ns since the epoch, UTC."""
+        ...
+
+    def monotonic_ns(self) -> int:
+        """Ns of a clock that never jumps."""
+        ...
+
+    async def sleep_until(self, at_ns: int) -> None:
+        """Return once `now_ns` has reached *at_ns*; at once (after a checkpoint) when it has."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Insert:
+    """Add a new row; *errno* (EEXIST) when its key is taken. A ``seq`` of 0 gets the store's next number."""
+
+    row: Row
+    errno: int = errno.EEXIST
+
+
+@dataclass(frozen=True, slots=True)
+class Put:
+    """Add or replace a row; a ``seq`` of 0 gets the store's next number."""
+
+    row: Row
+
+
+@dataclass(frozen=True, slots=True)
+class Delete:
+    """Remove the rows whose key starts with *key* (all key columns: at most one row). No match is no error."""
+
+    table: type[Row]
+    key: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Append:
+    """Append *doc* (a JSON object, no newline) to the log *log* of *agent*; the writer assigns sequence and offset.
+
+    Its line is ``{"seq":N,`` + doc[1:] + newline; with *chain* ``{"seq":N,"prev":"<sha256 of the line before>",``.
+    When the log's current generation holds *limit* bytes or more it is rotated first: a new epoch, the old
+    generation kept as ``.1``, the one before dropped.
+    """
+
+    agent: str
+    log: str
+    doc: bytes
+    chain: bool = False
+    limit: int = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Trim:
+    """Keep only the *keep* newest rows (by ``seq``) of *table* for *agent*."""
+
+    table: type[Row]
+    agent: str
+    keep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Expect:
+    """Precondition: the row exists and its *column* equals *value* (*column* ""): exists at all. Else *errno*."""
+
+    table: type[Row]
+    key: tuple[str, ...]
+    column: str = ""
+    value: object = None
+    errno: int = errno.ESTALE
+
+
+@dataclass(frozen=True, slots=True)
+class AtMost:
+    """Precondition, checked where it stands among the changes: at most *limit* rows below *prefix*. Else *errno*."""
+
+    table: type[Row]
+    prefix: tuple[str, ...]
+    limit: int
+    errno: int = errno.ENOBUFS
+
+
+@dataclass(frozen=True, slots=True)
+class DropLogs:
+    """Remove every log of *agent*."""
+
+    agent: str
+
+
+Change: TypeAlias = Insert | Put | Delete | Append | Trim | Expect | AtMost | DropLogs
+
+
+@dataclass(frozen=True, slots=True)
+class Unit:
+    """What is committed together or not at all; changes apply in order."""
+
+    changes: tuple[Change, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """What a commit did: rows as stored (of Insert and Put, in order), records (of Append, in order), facets touched.
+
+    A facet is ``(agent, table or log name)``; ``("", ...)`` stands for rows that belong to no agent.
+    """
+
+    rows: tuple[Row, ...] = ()
+    records: tuple[Record, ...] = ()
+    facets: frozenset[tuple[str, str]] = field(default_factory=frozenset)
+
+
+@dataclass(frozen=True, slots=True)
+class LogHead:
+    """One generation of a log. Sequence numbers go on across generations; offsets begin at 0 in each.
+
+    ``generation`` counts rotations from 1; ``first`` and ``next`` are sequence numbers; ``size`` in bytes.
+    """
+
+    epoch: str
+    generation: int
+    first: int
+    next: int
+    size: int
+    changed_at_ns: int
+    tail_hash: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """A stored record: its sequence number, the offset behind its last byte, its exact bytes."""
+
+    seq: int
+    end: int
+    line: bytes
+
+
+class Store(Protocol):
+    """Durable rows and logs. `commit` is the only write. Every method may be called concurrently.
+
+    Reads show committed data only. Raises EIO (damaged), ENOSPC (full), ENOTCONN (closed) beside what is named.
+    """
+
+    async def commit(self, unit: Unit) -> Committed:
+        """Apply all of *unit* durably, or none of it and raise the failed change's errno.
+
+        Cancelling the caller does not undo a unit already handed over.
+        """
+        ...
+
+    async def get(self, table: type[R], *key: str) -> R | None:
+        """The row with the full key *key*, or None."""
+        ...
+
+    async def scan(
+        self, table: type[R], *prefix: str, by: str = "", after: object = None, limit: int = -1, newest: bool = False
+    ) -> Sequence[R]:
+        """Rows whose key starts with *prefix*, ordered by the rest of the key, or by the index column *by*.
+
+        Only rows behind *after* (the next key column's value, or *by*'s); *newest* reverses the order (then
+        *after* means before); at most *limit* rows (-1: all).
+        """
+        ...
+
+    async def count(self, table: type[Row], *prefix: str) -> int:
+        """How many rows have a key that starts with *prefix*."""
+        ...
+
+    async def total(self, table: type[Row], column: str, *prefix: str) -> int:
+        """The sum of the integer *column* over the rows below *prefix*."""
+        ...
+
+    async def agents(self, table: type[Row]) -> Sequence[str]:
+        """The distinct ``agent`` values of *table*, sorted."""
+        ...
+
+    async def log(self, agent: str, log: str) -> Sequence[LogHead]:
+        """The generations held, oldest first (at most two); empty when nothing was ever appended."""
+        ...
+
+    async def lines(
+        self, agent: str, log: str, generation: int, *, seq: int = 0, offset: int = 0, limit: int = 256
+    ) -> Sequence[Line]:
+        """Records of one generation with a number >= *seq* and an end behind *offset*, in order, at most *limit*."""
+        ...
+
+    async def usage(self) -> tuple[int, int]:
+        """Bytes used and bytes free."""
+        ...
+
+    async def check(self) -> Sequence[str]:
+        """Every fault found by a full check, one sentence each; empty when sound (fsck)."""
+        ...
+
+    async def aclose(self) -> None:
+        """Finish what was handed over, then close. Idempotent."""
+        ...

@@ -1,0 +1,160 @@
+"""The durable tables: one frozen struct a table, the single source of the schema of every store.
+
+A row is a plain record of columns (str, int, bytes, bool or None); documents are JSON text.
+Behaviour lives in the engine.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import msgspec
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A row of the table ``TABLE`` with primary key ``KEY``; ``seq`` 0 is replaced by the writer on insert.
+
+    ``INDEX`` names the columns (after the ``agent`` prefix) that `Store.scan` may order by.
+    """
+
+    TABLE: ClassVar[str]
+    KEY: ClassVar[tuple[str, ...]]
+    INDEX: ClassVar[tuple[str, ...]] = ()
+
+
+class AgentRow(Row, frozen=True, kw_only=True):
+    """An agent's identity, configuration (JSON) and operator flags."""
+
+    TABLE = "agents"
+    KEY = ("id",)
+    id: str
+    created_at_ns: int
+    config: str
+    config_at_ns: int
+    is_paused: bool = False
+    is_quarantined: bool = False
+    terminated_at_ns: int | None = None
+
+
+class StateRow(Row, frozen=True, kw_only=True):
+    """What ticks change: the program's state (JSON), its schema version and the tick counters."""
+
+    TABLE = "states"
+    KEY = ("agent",)
+    agent: str
+    state: str = "null"
+    schema: int = 0
+    tick_count: int = 0
+    last_tick_at_ns: int = 0
+    last_tick_cause: str = ""
+    failures: int = 0
+    version: int = 0
+
+
+class EnvelopeRow(Row, frozen=True, kw_only=True):
+    """A pending envelope in acceptance order (``seq``); ``body`` is the envelope as JSON, ``kind`` the trigger's."""
+
+    TABLE = "inbox"
+    KEY = ("agent", "id")
+    INDEX = ("seq",)
+    agent: str
+    id: str
+    seq: int = 0
+    kind: str = "message"
+    source: str
+    priority: int = 0
+    attempts: int = 0
+    not_before_ns: int = 0
+    accepted_at_ns: int
+    expires_at_ns: int | None = None
+    body: str
+
+
+class ReceiptRow(Row, frozen=True, kw_only=True):
+    """That an envelope id was accepted, with the hash of what came: outlives the envelope, for idempotency."""
+
+    TABLE = "receipts"
+    KEY = ("agent", "id")
+    INDEX = ("seq",)
+    agent: str
+    id: str
+    seq: int = 0
+    hash: str
+    accepted_at_ns: int
+
+
+class SeenRow(Row, frozen=True, kw_only=True):
+    """A key a program marked as seen."""
+
+    TABLE = "seen"
+    KEY = ("agent", "key")
+    INDEX = ("seq",)
+    agent: str
+    key: str
+    seq: int = 0
+    at_ns: int
+
+
+class DeadRow(Row, frozen=True, kw_only=True):
+    """A dead letter: the envelope as JSON and why it is here."""
+
+    TABLE = "deadletter"
+    KEY = ("agent", "id")
+    INDEX = ("seq",)
+    agent: str
+    id: str
+    seq: int = 0
+    kind: str = "message"
+    source: str
+    priority: int = 0
+    reason: str
+    attempts: int
+    at_ns: int
+    body: str
+
+
+class DeliveryRow(Row, frozen=True, kw_only=True):
+    """An emitted envelope that waits to be delivered to another agent (the transactional outbox)."""
+
+    TABLE = "deliveries"
+    KEY = ("agent", "id")
+    INDEX = ("seq",)
+    agent: str
+    id: str
+    seq: int = 0
+    to: str
+    attempts: int = 0
+    not_before_ns: int = 0
+    at_ns: int
+    body: str
+
+
+class AlarmRow(Row, frozen=True, kw_only=True):
+    """A scheduled trigger: ``spec`` is the document as written (JSON), ``next_at_ns`` None when nothing is left."""
+
+    TABLE = "alarms"
+    KEY = ("agent", "name")
+    agent: str
+    name: str
+    spec: str
+    next_at_ns: int | None
+    last_at_ns: int | None = None
+    missed: int = 0
+    changed_at_ns: int
+
+
+class KvRow(Row, frozen=True, kw_only=True):
+    """One durable value of an agent's own."""
+
+    TABLE = "kv"
+    KEY = ("agent", "key")
+    agent: str
+    key: str
+    value: bytes
+    size: int
+    changed_at_ns: int
+
+
+TABLES: tuple[type[Row], ...] = (
+    AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow,
+)  # fmt: skip
