@@ -1,0 +1,32 @@
+"""The one table of limits: every bound of the runtime with its default; the errno a caller gets is in its comment.
+
+Values only; `agentfs.config` reads them from file, environment and flags.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Sizes are bytes unless the name says otherwise."""
+
+    document_bytes: int = 1 << 20  # EFBIG: one document, request or envelope
+    body_bytes: int = 16 << 20  # EFBIG: one HTTP body, one handle's writes
+    ctl_line_bytes: int = 64 << 10  # EFBIG
+    kv_value_bytes: int = 1 << 20  # EFBIG
+    kv_keys: int = 10_000  # ENOSPC, per agent
+    alarms: int = 1_000  # ENOSPC, per agent
+    agents: int = 100_000  # ENOSPC
+    handles: int = 1024  # EMFILE, per principal; blocked readers have their own
+    watchers: int = 256  # EMFILE, per principal over HTTP
+    blocked_readers: int = 4096  # EMFILE, on the mount
+    ring_bytes: int = 1 << 20  # a memory log rotates here
+    log_bytes: int = 16 << 20  # a durable log rotates here
+    seen_keys: int = 10_000  # oldest forgotten first, per agent
+    receipts: int = 100_000  # oldest forgotten first, per agent; never one that is still pending
+    hops: int = 32  # ELOOP dead letter
+    effects: int = 1_000  # effects one tick may return
+    output_bytes: int = 4 << 20  # what an exec program may print in one tick
+    parallel_ticks: int = 8  # ticks that run at the same time in one runtime

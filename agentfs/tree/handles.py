@@ -1,0 +1,211 @@
+"""What every open file of a tree shares: closing, one writer at a time, and where errors are kept.
+
+Also the handles with bytes at offsets: `DataHandle`, `LogHandle`, `FollowHandle`. No units are cut here.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import anyio
+
+from agentfs.errors import detail_of, error, row_of
+from agentfs.limits import Limits
+from agentfs.record import Follow, Log
+from agentfs.service import FileHandle
+from agentfs.tree.nodes import At, Data
+from agentfs.types import Mode, Path, Record
+
+
+class Errors:
+    """The last error of a group of trees, readable in their ``ctl``; each is passed on to *report* as well."""
+
+    def __init__(self, report: Callable[[Path, OSError], None] | None = None) -> None:
+        self.last = ""
+        self._report = report
+
+    def add(self, path: Path, exc: OSError) -> None:
+        """Remember what a mount could only say as a number."""
+        self.last = f"{row_of(exc).name} {path}: {detail_of(exc)}"
+        if self._report is not None:
+            self._report(path, exc)
+
+
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """What every handle is opened with; ``on_close`` runs once, at the close."""
+
+    at: At
+    mode: Mode
+    errors: Errors
+    limits: Limits
+    on_close: Callable[[], None] | None = None
+
+
+class TreeHandle(FileHandle):
+    """Runs `_read _write _flush` of its subclasses one at a time, remembers their errors, refuses after closing."""
+
+    def __init__(self, opening: Opening) -> None:
+        self._at, self._mode, self._errors = opening.at, opening.mode, opening.errors
+        self._limits, self._on_close = opening.limits, opening.on_close
+        self._lock = anyio.Lock(fast_acquire=True)
+        self._closed = False
+
+    def _check(self, need: Mode) -> None:
+        if self._closed:
+            raise error(errno.EBADF, self._at.path)
+        if need not in self._mode:
+            raise error(errno.EBADF, self._at.path, "not opened for this")
+
+    async def read(self, size: int, offset: int) -> bytes:
+        self._check(Mode.READ)
+        try:
+            async with self._lock:
+                return await self._read(size, offset)
+        except OSError as exc:
+            self._errors.add(self._at.path, exc)
+            raise
+
+    async def write(self, data: bytes, offset: int) -> int:
+        self._check(Mode.WRITE)
+        try:
+            async with self._lock:
+                return await self._write(data, offset)
+        except OSError as exc:
+            self._errors.add(self._at.path, exc)
+            raise
+
+    async def flush(self, *, final: bool = False) -> None:
+        if self._closed or Mode.WRITE not in self._mode:
+            return
+        try:
+            async with self._lock:
+                await self._flush(final)
+        except OSError as exc:
+            self._errors.add(self._at.path, exc)
+            raise
+
+    async def aclose(self) -> None:
+        if self._closed:
+            return
+        try:
+            await self.flush(final=True)
+        except OSError:
+            return  # kept in self._errors: a close has nobody to tell
+        finally:
+            self._close()
+
+    def _close(self) -> None:
+        was_closed, self._closed = self._closed, True
+        if self._on_close is not None and not was_closed:
+            self._on_close()
+
+    async def _read(self, size: int, offset: int) -> bytes:
+        raise error(errno.EBADF, self._at.path)
+
+    async def _write(self, data: bytes, offset: int) -> int:
+        raise error(errno.EBADF, self._at.path)
+
+    async def _flush(self, final: bool) -> None:
+        """Nothing to commit."""
+
+
+class DataHandle(TreeHandle):
+    """A private copy of a `Data` value with random access; the copy is stored whole."""
+
+    def __init__(self, node: Data, value: bytes, opening: Opening) -> None:
+        super().__init__(opening)
+        is_cut = Mode.TRUNCATE in opening.mode
+        self._node, self._buffer = node, bytearray(b"" if is_cut else value)
+        self._is_dirty, self._is_cut = False, is_cut and bool(value)
+
+    @property
+    def size(self) -> int:
+        return len(self._buffer)
+
+    async def _read(self, size: int, offset: int) -> bytes:
+        return bytes(self._buffer[offset : offset + size])
+
+    async def _write(self, data: bytes, offset: int) -> int:
+        begin = len(self._buffer) if Mode.APPEND in self._mode else offset
+        self._fit(begin + len(data))
+        if begin > len(self._buffer):
+            self._buffer.extend(bytes(begin - len(self._buffer)))
+        self._buffer[begin : begin + len(data)] = data
+        self._is_dirty = True
+        return len(data)
+
+    async def truncate(self, size: int) -> None:
+        self._check(Mode.WRITE)
+        self._fit(size)
+        del self._buffer[size:]
+        self._buffer.extend(bytes(size - len(self._buffer)))
+        self._is_dirty = True
+
+    def _fit(self, size: int) -> None:
+        if size > self._node.limit:
+            raise error(errno.EFBIG, self._at.path, f"value over {self._node.limit} bytes")
+
+    async def _flush(self, final: bool) -> None:
+        # a shell flushes between `>` and the first write: an emptied value is stored only when nothing follows
+        if self._is_dirty or (final and self._is_cut):
+            await self._node.write(self._at, bytes(self._buffer))
+            self._is_dirty = self._is_cut = False
+
+
+class LogHandle(TreeHandle):
+    """One generation of a log, as far as it goes now; it only grows."""
+
+    def __init__(self, log: Log, generation: int, opening: Opening) -> None:
+        super().__init__(opening)
+        self._log, self._generation = log, generation
+
+    async def _read(self, size: int, offset: int) -> bytes:
+        return await self._log.read(self._generation, size, offset)
+
+
+class FollowHandle(TreeHandle):
+    """The blocking twin of a log: bytes or records from its place on."""
+
+    def __init__(self, follow: Follow, opening: Opening) -> None:
+        super().__init__(opening)
+        self._follow, self._rest = follow, b""
+        self._blocked: deque[anyio.CancelScope] = deque()
+
+    def is_ready(self) -> bool:
+        return bool(self._rest) or self._closed or self._follow.is_ready()
+
+    async def wait_ready(self) -> None:
+        if not self.is_ready():
+            await self._follow.wait()
+
+    async def _read(self, size: int, offset: int) -> bytes:
+        out = self._rest
+        if not out:
+            record = await self._next()
+            out = record.line if record else b""
+        while out and len(out) < size and self._follow.is_ready() and (more := await self._follow.next()):
+            out += more.line
+        self._rest = out[size:]
+        return out[:size]
+
+    async def next(self) -> Record | None:
+        self._check(Mode.READ)
+        return await self._next()
+
+    async def _next(self) -> Record | None:
+        with anyio.CancelScope() as scope:
+            self._blocked.append(scope)
+            try:
+                return await self._follow.next()
+            finally:
+                self._blocked.remove(scope)
+        raise error(errno.EBADF, self._at.path)
+
+    async def aclose(self) -> None:
+        for scope in self._blocked:
+            scope.cancel()
+        self._close()

@@ -1,0 +1,324 @@
+"""`Tree`: a `FileService` from a table of nodes: walking, listing, opening, creating.
+
+It knows nothing of agents, stores or faces; every effect is a function the author gave.
+"""
+
+from __future__ import annotations
+
+import copy
+import errno
+import re
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from hashlib import blake2b
+
+from agentfs.errors import error
+from agentfs.limits import Limits
+from agentfs.ports import LogHead
+from agentfs.service import FileHandle, FileService
+from agentfs.tree.handles import Errors, Opening
+from agentfs.tree.nodes import At, Data, Dir, Entry, File, Info, Leaf, Node, Stream
+from agentfs.tree.opening import open_leaf, open_twin
+from agentfs.types import (
+    NO_WANT,
+    OPERATOR,
+    ROOT,
+    Kind,
+    Mode,
+    Path,
+    Principal,
+    Qid,
+    Stat,
+    Want,
+    check_name,
+    join,
+    split,
+)  # fmt: skip
+
+_SCRATCH = re.compile(r"sed[A-Za-z0-9]{6}\Z")
+_SCRATCH_MAX = 16
+
+
+@lru_cache(maxsize=1 << 16)
+def _number(path: str) -> int:
+    return int.from_bytes(blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
+
+
+class Tree(FileService):
+    """A service declared as a table; see `Dir` and its kin for the entries. Safe for concurrent use."""
+
+    def __init__(self, *entries: Node, errors: Errors | None = None, limits: Limits | None = None) -> None:
+        self._root = Dir(entries=entries)
+        self._limits = limits or Limits()
+        self._errors = errors or Errors()
+        self._principal = OPERATOR
+        self._pending: dict[Path, int] = {}  # created, its document not written yet: how many handles
+        self._scratch: dict[Path, bytes] = {}  # what `sed -i` writes before it renames it onto a file
+
+    def attach(self, principal: Principal) -> Tree:
+        attached = copy.copy(self)  # shares what is pending, the errors and the nodes
+        attached._principal = principal
+        return attached
+
+    # -- walking ---------------------------------------------------------------------------------------------------
+
+    def _at(self, path: Path, params: dict[str, str], want: Want = NO_WANT) -> At:
+        return At(path, params, self._principal, want)
+
+    async def _walk(self, path: Path, want: Want = NO_WANT) -> tuple[Node, At]:
+        node: Node = self._root
+        params: dict[str, str] = {}
+        top = ROOT
+        for name in path.split("/") if path != ROOT else ():
+            if not isinstance(node, Dir):
+                raise error(errno.ENOTDIR, path)
+            child = await self._child(node, self._at(top, params), name)
+            top = join(top, name)
+            if child is None:
+                if top != path or (top not in self._pending and top not in self._scratch):
+                    raise error(errno.ENOENT, path)
+                child = self._template(node, top, params, name)
+            node = child
+        return node, self._at(path, params, want)
+
+    async def _child(self, top: Dir, at: At, name: str) -> Node | None:
+        for entry in top.entries:
+            if entry.name == name:
+                return entry
+        key = top.key_of(name)
+        if key is not None and top.each is not None and top.has is not None and await top.has(at, key):
+            at.params[top.slot[1]] = key  # type: ignore[index]  # _walk gave a dict
+            return top.each
+        return None
+
+    def _template(self, top: Dir, path: Path, params: dict[str, str], name: str) -> Node:
+        key = top.key_of(name)
+        if path in self._scratch or key is None or top.each is None:
+            return self._scratch_node(path)
+        params[top.slot[1]] = key
+        return top.each
+
+    def _scratch_node(self, path: Path) -> Data:
+        async def read(at: At) -> bytes:
+            return self._scratch.get(path, b"")
+
+        async def write(at: At, value: bytes) -> None:
+            self._scratch[path] = value
+
+        async def remove(at: At) -> None:
+            self._scratch.pop(path, None)
+
+        return Data(name=split(path)[1], read=read, write=write, remove=remove, limit=self._limits.document_bytes)
+
+    # -- stat and list ---------------------------------------------------------------------------------------------
+
+    async def stat(self, path: Path) -> Stat:
+        if (twin := await self._twin(path)) is not None:
+            return twin
+        node, at = await self._walk(path)
+        return await self._stat(node, at, None)
+
+    async def _stat(self, node: Node, at: At, info: Info | None) -> Stat:
+        name, number = split(at.path)[1], _number(at.path)
+        if isinstance(node, Dir):
+            return Stat(name, node.mode(self._principal), qid=Qid(number), kind=Kind.DIR)
+        if isinstance(node, Stream):
+            heads = await (await node.log(at)).heads()
+            return self._stat_log(node, at, heads[-1] if heads else None)
+        if at.path in self._scratch:
+            info = Info(size=len(self._scratch[at.path]))
+        elif info is None and at.path not in self._pending:
+            info = await node.info(at) if node.info else Info()
+        info = info or Info()
+        return Stat(name, node.mode(self._principal), info.size, info.mtime_ns, Qid(number, info.version), node.kind)
+
+    def _stat_log(self, node: Stream, at: At, head: LogHead | None) -> Stat:
+        name, mode = split(at.path)[1], node.mode(self._principal)
+        if head is None:
+            return Stat(name, mode, qid=Qid(_number(at.path)), kind=Kind.STREAM)
+        qid = Qid(_number(f"{head.epoch}/{node.name}"), head.next)
+        return Stat(name, mode, head.size, head.changed_at_ns, qid, Kind.STREAM)
+
+    async def _twin(self, path: Path) -> Stat | None:
+        """The stat of ``X@...`` or ``X.1``; None when *path* is not such a name."""
+        found = await self._stream(path)
+        if found is None:
+            return None
+        node, at, cursor = found
+        if cursor != ".1":
+            return Stat(split(path)[1], node.mode(self._principal), qid=Qid(_number(path)), kind=Kind.STREAM)
+        heads = await (await node.log(at)).heads()
+        if len(heads) < 2:
+            raise error(errno.ENOENT, path)
+        return self._stat_log(node, At(path, at.params, at.principal), heads[0])
+
+    async def _stream(self, path: Path) -> tuple[Stream, At, str] | None:
+        top, name = split(path)
+        base, mark, cursor = name.partition("@")
+        if not mark and name.endswith(".1"):
+            base, cursor = name[:-2], ".1"
+        if not base or not cursor:
+            return None
+        try:
+            node, at = await self._walk(join(top, base))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return (node, at, cursor) if isinstance(node, Stream) else None
+
+    async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
+        node, at = await self._walk(path)
+        if not isinstance(node, Dir):
+            raise error(errno.ENOTDIR, path)
+        fixed: dict[str, tuple[Node, Entry | None]] = {e.name: (e, None) for e in node.entries}
+        keyed: dict[str, tuple[Node, Entry | None]] = {}
+        if node.each is not None:
+            prefix, _, suffix = node.slot
+            keyed = {f"{prefix}{e.key}{suffix}": (node.each, e) for e in await node.keys(at, after, limit)}
+        children = {**keyed, **fixed}
+        found: list[Stat] = []
+        for name in sorted(children):
+            if len(found) < limit and name >= after.removesuffix(".1"):
+                found += await self._listed(path, at, node, name, *children[name])
+        return sorted((st for st in found if st.name > after), key=lambda st: st.name)[:limit]
+
+    async def _listed(
+        self, top: Path, at: At, parent: Dir, name: str, child: Node, entry: Entry | None
+    ) -> Sequence[Stat]:
+        params = {**at.params, parent.slot[1]: entry.key} if entry else dict(at.params)
+        here = self._at(join(top, name), params)
+        try:
+            stats = [await self._stat(child, here, entry.info if entry else None)]
+        except FileNotFoundError:  # removed since it was listed
+            return ()
+        if isinstance(child, Stream) and len(heads := await (await child.log(here)).heads()) > 1:
+            older = At(join(top, f"{name}.1"), params, self._principal)
+            stats.append(self._stat_log(child, older, heads[0]))
+        return stats
+
+    # -- open ------------------------------------------------------------------------------------------------------
+
+    async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        if (found := await self._stream(path)) is not None:
+            node, at, cursor = found
+            self._permit(node, path, mode)
+            return await open_twin(node, cursor, self._opening(at, mode))
+        leaf, at = await self._walk(path, want)
+        if isinstance(leaf, Dir):
+            raise error(errno.EISDIR, path)
+        self._permit(leaf, path, mode)
+        return await open_leaf(leaf, self._opening(at, mode), is_new=path in self._pending)
+
+    def _permit(self, node: Leaf, path: Path, mode: Mode) -> None:
+        if Mode.READ in mode and not node.is_readable:
+            raise error(errno.EACCES, path, "write-only")
+        if Mode.WRITE in mode and not node.may_write(self._principal):
+            raise error(errno.EACCES, path, "for the operator to write" if node.is_writable else "read-only")
+
+    def _opening(self, at: At, mode: Mode) -> Opening:
+        release = self._hold(at.path) if at.path in self._pending else None
+        return Opening(at, mode, self._errors, self._limits, release)
+
+    def _hold(self, path: Path) -> Callable[[], None]:
+        """Keep the created name *path* visible until the returned function has run."""
+        self._pending[path] = self._pending.get(path, 0) + 1
+
+        def release() -> None:
+            left = self._pending.get(path, 0) - 1
+            self._pending.update({path: left}) if left > 0 else self._pending.pop(path, None)
+
+        return release
+
+    # -- changing names --------------------------------------------------------------------------------------------
+
+    async def _parent(self, path: Path, want: Want) -> tuple[Dir, At]:
+        top, name = split(path)
+        node, at = await self._walk(top, want)
+        if not isinstance(node, Dir):
+            raise error(errno.ENOTDIR, path)
+        key = node.key_of(name)
+        params = {**at.params, node.slot[1]: key} if key is not None else dict(at.params)
+        return node, self._at(path, params, want)
+
+    async def _exists(self, path: Path) -> bool:
+        try:
+            await self._walk(path)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _may_change(self, top: Dir, at: At) -> None:
+        name = split(at.path)[1]
+        check_name(name, at.path)
+        if not top.may_change(self._principal):
+            raise error(errno.EACCES, at.path, "names here are fixed")
+        if top.key_of(name) is None or any(e.name == name for e in top.entries):
+            want = top.each.name if top.each else "no new names"
+            raise error(errno.EINVAL, at.path, f"name {name!r}: want {want}")
+
+    async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        top, at = await self._parent(path, want)
+        if await self._exists(path):
+            if want.exclusive:
+                raise error(errno.EEXIST, path)
+            return await self.open(path, mode, want=want)
+        if self._is_scratch(top, split(path)[1]):
+            self._scratch[path] = b""
+            return await self.open(path, mode, want=want)
+        if top.create is None:
+            raise error(errno.EACCES, path, "no file can be created here")
+        self._may_change(top, at)
+        await top.create(at)
+        release = self._hold(path) if isinstance(top.each, File) else None
+        try:
+            return await self.open(path, mode, want=want)
+        finally:
+            if release is not None:
+                release()
+
+    def _is_scratch(self, top: Dir, name: str) -> bool:
+        files = [*top.entries, top.each] if top.each else top.entries
+        fits = _SCRATCH.match(name) and not isinstance(top.each, Data) and len(self._scratch) < _SCRATCH_MAX
+        return bool(fits) and any(isinstance(e, File) and e.may_write(self._principal) for e in files)
+
+    async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
+        top, at = await self._parent(path, want)
+        if await self._exists(path):
+            raise error(errno.EEXIST, path)
+        if top.mkdir is None:
+            raise error(errno.EACCES, path, "no directory can be made here")
+        self._may_change(top, at)
+        await top.mkdir(at)
+
+    async def remove(self, path: Path, *, want: Want = NO_WANT) -> None:
+        node, at = await self._walk(path, want)
+        if path in self._scratch:
+            del self._scratch[path]
+        elif path in self._pending:
+            del self._pending[path]
+        elif node.remove is None or (node.operator and not self._principal.is_operator):
+            raise error(errno.EACCES, path, "cannot be removed")
+        else:
+            await node.remove(at)
+
+    async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
+        await self._walk(old)
+        exists = await self._exists(new)
+        if exists and want.exclusive:
+            raise error(errno.EEXIST, new)
+        if old in self._scratch:
+            await self._rename_scratch(old, new, want)
+            return
+        source, old_at = await self._parent(old, want)
+        target, new_at = await self._parent(new, want)
+        if source.rename is None or not source.may_change(self._principal):
+            raise error(errno.EACCES, old, "cannot be renamed")
+        self._may_change(target, new_at)
+        if old != new:
+            await source.rename(old_at, new_at)
+
+    async def _rename_scratch(self, old: Path, new: Path, want: Want) -> None:
+        node, at = await self._walk(new, want)
+        if not isinstance(node, File) or node.write is None or not node.may_write(self._principal):
+            raise error(errno.EACCES, new, "cannot be replaced")
+        await node.write(at, self._scratch[old])
+        self._scratch.pop(old, None)
