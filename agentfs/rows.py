@@ -32,7 +32,6 @@ class AgentRow(Row, frozen=True, kw_only=True):
     config: str
     config_at_ns: int
     is_paused: bool = False
-    is_quarantined: bool = False
     terminated_at_ns: int | None = None
 
 

@@ -185,6 +185,7 @@ class Dir:
     ``has(at, key)`` answers a walk; ``keys(at, after, limit)`` gives listing entries whose names sort behind the name
     ``after``, in order of names. ``create(at)`` may refuse a new name (the file appears when its document is
     written, or at once if ``create`` makes it), ``rename(old, new)`` moves a key of this directory within the tree.
+    ``is_protected``: a walk that removes what it finds (``rm -r``) must not; shown as the sticky bit.
     """
 
     name: str = ""
@@ -197,6 +198,7 @@ class Dir:
     remove: Act | None = None
     rename: Callable[[At, At], Awaitable[None]] | None = None
     operator: bool = False
+    is_protected: Callable[[At], Awaitable[bool]] | None = None
     kind: ClassVar[Kind] = Kind.DIR
 
     def may_change(self, principal: Principal) -> bool:

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from hashlib import blake2b
+from stat import S_ISVTX
 
 from agentfs.errors import error
 from agentfs.limits import Limits
@@ -45,10 +46,12 @@ def _number(path: str) -> int:
 
 
 class Tree(FileService):
-    """A service declared as a table; see `Dir` and its kin for the entries. Safe for concurrent use."""
+    """A service declared as a table of *entries*, or as one directory *root*. Safe for concurrent use."""
 
-    def __init__(self, *entries: Node, errors: Errors | None = None, limits: Limits | None = None) -> None:
-        self._root = Dir(entries=entries)
+    def __init__(
+        self, *entries: Node, root: Dir | None = None, errors: Errors | None = None, limits: Limits | None = None
+    ) -> None:
+        self._root = root or Dir(entries=entries)
         self._limits = limits or Limits()
         self._errors = errors or Errors()
         self._principal = OPERATOR
@@ -121,7 +124,8 @@ class Tree(FileService):
     async def _stat(self, node: Node, at: At, info: Info | None) -> Stat:
         name, number = split(at.path)[1], _number(at.path)
         if isinstance(node, Dir):
-            return Stat(name, node.mode(self._principal), qid=Qid(number), kind=Kind.DIR)
+            sticky = S_ISVTX if node.is_protected and await node.is_protected(at) else 0
+            return Stat(name, node.mode(self._principal) | sticky, qid=Qid(number), kind=Kind.DIR)
         if isinstance(node, Stream):
             heads = await (await node.log(at)).heads()
             return self._stat_log(node, at, heads[-1] if heads else None)

@@ -1,0 +1,68 @@
+"""`Core`: what every part of the engine shares: store, clock, limits, logs, versions, and the one way to commit."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+
+import msgspec
+
+from agentfs.engine.logs import Logs
+from agentfs.limits import Limits
+from agentfs.ports import Change, Clock, Committed, Store, Unit
+from agentfs.record import RingLog
+from agentfs.types import new_id, rfc3339
+
+_VERSIONS_HELD = 65_536
+
+
+class Versions:
+    """When each facet last changed, as ns that only rise: a derived file's version and mtime."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last = self._floor = clock.now_ns()
+        self._at: OrderedDict[tuple[str, str], int] = OrderedDict()
+
+    def bump(self, agent: str, facet: str) -> None:
+        """*facet* of *agent* changed now."""
+        self._last = max(self._clock.now_ns(), self._last + 1)
+        self._at[agent, facet] = self._last
+        self._at.move_to_end((agent, facet))
+        if len(self._at) > _VERSIONS_HELD:
+            self._floor = self._at.popitem(last=False)[1]
+
+    def of(self, agent: str, *facets: str) -> int:
+        """The latest change of any of *facets*."""
+        return max(self._at.get((agent, facet), self._floor) for facet in facets)
+
+
+class Core:
+    """The shared ground of one engine; its parts hold nothing else in common."""
+
+    def __init__(self, store: Store, clock: Clock, limits: Limits) -> None:
+        self.store, self.clock, self.limits = store, clock, limits
+        self.logs = Logs(store, clock, limits)
+        self.versions = Versions(clock)
+        self.errors = RingLog(clock, limits.ring_bytes)
+
+    async def commit(self, *changes: Change) -> Committed:
+        """Commit *changes* as one unit, then wake followers and raise versions of what it touched."""
+        done = await self.store.commit(Unit(changes))
+        for agent, facet in done.facets:
+            self.versions.bump(agent, facet)
+            self.logs.touch(agent, facet)
+        return done
+
+    def trace(self, agent: str, kind: str, /, **fields: object) -> None:
+        """Put an event of *kind* into the trace of *agent*; fields that are None are left out."""
+        self.logs.ring(agent).append(self.record(agent, kind, fields))
+
+    def record(self, agent: str, kind: str, fields: Mapping[str, object]) -> bytes:
+        """One record of a trace or trajectory as JSON, without its sequence number."""
+        known = {k: v for k, v in fields.items() if v is not None}
+        return msgspec.json.encode({"at": rfc3339(self.clock.now_ns()), "agent": agent, "type": kind, **known})
+
+    def new_id(self) -> str:
+        """A fresh time-ordered id."""
+        return new_id(self.clock.now_ns())

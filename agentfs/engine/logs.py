@@ -1,0 +1,63 @@
+"""The logs of agents: durable ones read from the store, traces in memory rings, one object per log while it is in use.
+
+Reading and waking only; appending to a durable log is a change in a commit.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from agentfs.limits import Limits
+from agentfs.ports import Clock, Line, LogHead, Store
+from agentfs.record import Log, RingLog
+
+_RINGS_HELD = 1024
+
+
+class StoreLog(Log):
+    """A log in the store; `Logs.touch` wakes its followers after each commit that appended."""
+
+    def __init__(self, store: Store, agent: str, name: str) -> None:
+        super().__init__()
+        self._store, self._agent, self._name = store, agent, name
+
+    async def heads(self) -> Sequence[LogHead]:
+        return await self._store.log(self._agent, self._name)
+
+    async def lines(self, generation: int, *, seq: int = 0, offset: int = 0, limit: int = 256) -> Sequence[Line]:
+        return await self._store.lines(self._agent, self._name, generation, seq=seq, offset=offset, limit=limit)
+
+
+class Logs:
+    """One object per log that anybody reads or follows; rings of the most recent agents are kept beside."""
+
+    def __init__(self, store: Store, clock: Clock, limits: Limits) -> None:
+        self._store, self._clock, self._limits = store, clock, limits
+        self._durable: weakref.WeakValueDictionary[tuple[str, str], StoreLog] = weakref.WeakValueDictionary()
+        self._rings: weakref.WeakValueDictionary[str, RingLog] = weakref.WeakValueDictionary()
+        self._recent: OrderedDict[str, RingLog] = OrderedDict()
+
+    def durable(self, agent: str, name: str) -> StoreLog:
+        """The log *name* of *agent* in the store."""
+        log = self._durable.get((agent, name))
+        if log is None:
+            log = self._durable[agent, name] = StoreLog(self._store, agent, name)
+        return log
+
+    def ring(self, agent: str) -> RingLog:
+        """The trace of *agent*; a watched one lives as long as its watchers, others among the most recent."""
+        ring = self._rings.get(agent)
+        if ring is None:
+            ring = self._rings[agent] = RingLog(self._clock, self._limits.ring_bytes)
+        self._recent[agent] = ring
+        self._recent.move_to_end(agent)
+        if len(self._recent) > _RINGS_HELD:
+            self._recent.popitem(last=False)
+        return ring
+
+    def touch(self, agent: str, name: str) -> None:
+        """Records were appended: wake the followers."""
+        if (log := self._durable.get((agent, name))) is not None:
+            log.pulse.fire()

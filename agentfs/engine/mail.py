@@ -1,0 +1,231 @@
+"""`Mail`: accepting, refusing, discarding and replaying envelopes, each durable in one commit.
+
+It never runs a program: whoever constructs it is told which agent has mail through *wake*.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+
+import msgspec
+
+from agentfs.engine.core import Core
+from agentfs.engine.envelope import Envelope, decode, digest, encode
+from agentfs.engine.mailbox import Mailbox
+from agentfs.engine.settings import Overflow, Settings, parse_settings
+from agentfs.errors import error
+from agentfs.ports import Append, Change, Delete, Expect, Insert, Put, Trim
+from agentfs.rows import AgentRow, DeadRow, EnvelopeRow, ReceiptRow
+from agentfs.types import rfc3339
+
+_TRIM_EVERY = 256
+
+
+class Mail:
+    """The inboxes and dead letters of all agents. Safe for concurrent use on one event loop."""
+
+    def __init__(self, core: Core, wake: Callable[[str], None]) -> None:
+        self._core, self._wake = core, wake
+        self._boxes: dict[str, Mailbox] = {}
+        self._accepted = 0
+
+    async def box(self, agent: str) -> Mailbox:
+        """The mailbox of *agent*, loaded."""
+        box = self._boxes.get(agent)
+        if box is None:
+            box = self._boxes[agent] = Mailbox()
+            try:
+                box.load(await self._core.store.scan(EnvelopeRow, agent, by="seq"))
+            except BaseException:
+                self._boxes.pop(agent, None)
+                raise
+            finally:
+                box.loaded.fire()
+        elif not box.is_loaded:
+            await box.loaded.wait(0)
+            return await self.box(agent)
+        return box
+
+    def forget(self, agent: str) -> None:
+        """Free the mailbox of *agent* unless a handle or a tick needs it; its rows stay."""
+        box = self._boxes.get(agent)
+        if box is not None and not box.reserved and box.running is None:
+            del self._boxes[agent]
+
+    async def depth(self, agent: str) -> int:
+        """How many envelopes of *agent* are pending."""
+        box = self._boxes.get(agent)
+        return len(box) if box is not None else await self._core.store.count(EnvelopeRow, agent)
+
+    async def settings(self, agent: str) -> Settings:
+        """The settings of *agent*. ENOENT; EPERM when it is terminated."""
+        row = await self._core.store.get(AgentRow, agent)
+        if row is None:
+            raise error(errno.ENOENT, detail=f"no agent {agent!r}")
+        if row.terminated_at_ns is not None:
+            raise error(errno.EPERM, detail=f"agent {agent!r} is terminated")
+        return parse_settings(row.config)
+
+    # -- places ----------------------------------------------------------------------------------------------------
+
+    async def reserve(self, agent: str) -> Callable[[], None]:
+        """Hold one place in the inbox; the function returned gives it back. EAGAIN when it is full and refuses."""
+        overflow = (await self.settings(agent)).overflow
+        box = await self.box(agent)
+        if await self._is_refusing(agent, box, overflow):
+            raise error(errno.EAGAIN, detail=f"inbox holds {len(box)} of {overflow.max_depth}")
+        box.reserved += 1
+
+        def give_back() -> None:
+            nonlocal box
+            box.reserved -= 1
+
+        return give_back
+
+    async def _is_refusing(self, agent: str, box: Mailbox, overflow: Overflow) -> bool:
+        if len(box) + box.reserved < overflow.max_depth:
+            return False
+        if overflow.policy == "reject":
+            return True
+        return await self._core.store.count(DeadRow, agent) >= overflow.dead_letter_max
+
+    # -- accepting -------------------------------------------------------------------------------------------------
+
+    async def accept(
+        self, envelope: Envelope, *, kind: str = "message", has_place: bool = False, also: tuple[Change, ...] = ()
+    ) -> bytes:
+        """Store *envelope* for the agent ``envelope.to``, with *also* in the same commit; its receipt.
+
+        The same id again is the same receipt, with another body EEXIST. A full inbox does what its overflow says:
+        ENOBUFS where it refuses. *has_place*: the caller holds a reservation, which stands for this envelope.
+        """
+        agent = envelope.to
+        settings = await self.settings(agent)
+        if (again := await self._duplicate(envelope)) is not None:
+            await self._core.commit(*also)
+            return again
+        row = self._row(envelope, kind)
+        changes = await self._placing(row, settings.overflow, has_place)
+        receipt = ReceiptRow(agent=agent, id=row.id, hash=digest(envelope), accepted_at_ns=row.accepted_at_ns)
+        note = {"envelope_id": row.id, "kind": kind, "source": row.source}
+        record = Append(agent, "trajectory", self._core.record(agent, "message_in", note), chain=True)
+        try:
+            done = await self._core.commit(
+                Expect(AgentRow, (agent,), "terminated_at_ns", None, errno.EPERM),
+                Insert(receipt),
+                *changes,
+                record,
+                *also,
+            )
+        except FileExistsError:  # another submit of this id won the race
+            if (again := await self._duplicate(envelope)) is None:
+                raise
+            await self._core.commit(*also)
+            return again
+        self._unlist(agent, changes)
+        self.note_accepted(agent, [r for r in done.rows if isinstance(r, EnvelopeRow)])
+        self._core.trace(agent, "message_in", **note)
+        await self._trim(agent)
+        return self._receipt(row.id, agent, row.accepted_at_ns)
+
+    def _row(self, envelope: Envelope, kind: str) -> EnvelopeRow:
+        return EnvelopeRow(
+            agent=envelope.to, id=envelope.id, kind=kind, source=envelope.source, priority=envelope.metadata.priority,
+            accepted_at_ns=self._core.clock.now_ns(), expires_at_ns=envelope.expires_at_ns, body=encode(envelope),
+        )  # fmt: skip
+
+    async def _placing(self, row: EnvelopeRow, overflow: Overflow, has_place: bool) -> list[Change]:
+        """The changes that put *row* into the inbox or, when it is full, whatever its policy says."""
+        box = await self.box(row.agent)
+        taken = len(box) + box.reserved - (1 if has_place else 0)
+        if row.kind != "message" or taken < overflow.max_depth:
+            return [Insert(row)]
+        if await self._is_refusing(row.agent, box, overflow) and not (has_place and overflow.policy == "reject"):
+            raise error(errno.ENOBUFS, detail=f"inbox holds {len(box)} of {overflow.max_depth}")
+        if overflow.policy == "dead_letter":
+            return [Put(self.dead(row, "overflow"))]
+        oldest = box.oldest()
+        victim = await self._core.store.get(EnvelopeRow, row.agent, oldest) if oldest else None
+        if victim is None:
+            return [Insert(row)]
+        key = (row.agent, victim.id)
+        still_there = Expect(EnvelopeRow, key, errno=errno.ENOBUFS)
+        return [still_there, Delete(EnvelopeRow, key), Put(self.dead(victim, "overflow")), Insert(row)]
+
+    def dead(self, row: EnvelopeRow, reason: str) -> DeadRow:
+        """*row* as a dead letter."""
+        return DeadRow(
+            agent=row.agent, id=row.id, kind=row.kind, source=row.source, priority=row.priority, reason=reason,
+            attempts=row.attempts, at_ns=self._core.clock.now_ns(), body=row.body,
+        )  # fmt: skip
+
+    def _unlist(self, agent: str, changes: list[Change]) -> None:
+        box = self._boxes.get(agent)
+        for change in changes:
+            if box is not None and isinstance(change, Delete):
+                box.remove(change.key[1])
+
+    def note_accepted(self, agent: str, rows: Sequence[EnvelopeRow]) -> None:
+        """*rows* have been committed to the inbox of *agent*: list them and wake it."""
+        box = self._boxes.get(agent)
+        for row in rows:
+            if box is not None:
+                box.add(row)
+        if rows:
+            self._wake(agent)
+
+    async def _duplicate(self, envelope: Envelope) -> bytes | None:
+        known = await self._core.store.get(ReceiptRow, envelope.to, envelope.id)
+        if known is None:
+            return None
+        if known.hash != digest(envelope):
+            raise error(errno.EEXIST, detail=f"id: {envelope.id!r} was accepted with another body")
+        return self._receipt(known.id, known.agent, known.accepted_at_ns)
+
+    def _receipt(self, envelope_id: str, agent: str, accepted_at_ns: int) -> bytes:
+        doc = {"id": envelope_id, "to": agent, "accepted_at": rfc3339(accepted_at_ns)}
+        return msgspec.json.encode(doc) + b"\n"
+
+    async def _trim(self, agent: str) -> None:
+        self._accepted += 1
+        if self._accepted % _TRIM_EVERY == 0:
+            await self._core.commit(Trim(ReceiptRow, agent, self._core.limits.receipts))
+
+    # -- removing and replaying ------------------------------------------------------------------------------------
+
+    async def discard(self, agent: str, envelope_id: str) -> None:
+        """Remove a pending envelope for good. ENOENT; EBUSY while its tick runs."""
+        box = await self.box(agent)
+        if box.running == envelope_id:
+            raise error(errno.EBUSY, detail=f"{envelope_id} is in a running tick")
+        key = (agent, envelope_id)
+        await self._core.commit(Expect(EnvelopeRow, key, errno=errno.ENOENT), Delete(EnvelopeRow, key))
+        box.remove(envelope_id)
+        self._core.trace(agent, "message_out", envelope_id=envelope_id, reason="discarded")
+
+    async def discard_dead(self, agent: str, envelope_id: str) -> None:
+        """Remove a dead letter for good. ENOENT."""
+        key = (agent, envelope_id)
+        await self._core.commit(Expect(DeadRow, key, errno=errno.ENOENT), Delete(DeadRow, key))
+
+    async def replay(self, agent: str, envelope_id: str) -> None:
+        """Put a dead letter back at the tail of the inbox, its attempts reset. ENOENT, ENOBUFS when that is full."""
+        dead = await self._core.store.get(DeadRow, agent, envelope_id)
+        if dead is None:
+            raise error(errno.ENOENT, detail=f"no dead letter {envelope_id!r}")
+        overflow, box = (await self.settings(agent)).overflow, await self.box(agent)
+        if len(box) + box.reserved >= overflow.max_depth:
+            raise error(errno.ENOBUFS, detail=f"inbox holds {len(box)} of {overflow.max_depth}")
+        row = EnvelopeRow(
+            agent=agent, id=dead.id, kind=dead.kind, source=dead.source, priority=dead.priority, body=dead.body,
+            accepted_at_ns=self._core.clock.now_ns(), expires_at_ns=decode(dead.body).expires_at_ns,
+        )  # fmt: skip
+        key = (agent, envelope_id)
+        done = await self._core.commit(Expect(DeadRow, key, errno=errno.ENOENT), Delete(DeadRow, key), Insert(row))
+        self.note_accepted(agent, [r for r in done.rows if isinstance(r, EnvelopeRow)])
+
+    async def replay_all(self, agent: str) -> None:
+        """Replay every dead letter, oldest first."""
+        for dead in await self._core.store.scan(DeadRow, agent, by="seq"):
+            await self.replay(agent, dead.id)

@@ -1,0 +1,102 @@
+"""An agent's own configuration document (the file ``config``): programs, retry, overflow, time limits.
+
+Values and their checks only.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import Literal, TypeAlias
+
+import msgspec
+
+from agentfs.errors import error
+
+
+class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    pass
+
+
+class ExecProgram(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="exec"):
+    """Any executable: the trigger as JSON on stdin, effects as JSON lines on stdout. ``env`` is added to a bare one."""
+
+    argv: list[str]
+    env: dict[str, str] = {}
+
+
+class InlineProgram(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="inline"):
+    """A trusted `Agent` subclass run in the runtime: ``module:Class`` or ``/path/file.py:Class``."""
+
+    ref: str
+
+
+Program: TypeAlias = ExecProgram | InlineProgram
+
+
+class Retry(_Strict, frozen=True, kw_only=True):
+    """How a failed tick is tried again: ``attempts`` in all, waiting base, base*factor, ... at most ``max_ms``."""
+
+    attempts: int = 5
+    base_ms: int = 200
+    factor: float = 2.0
+    max_ms: int = 60_000
+
+    def delay_ns(self, attempts: int) -> int:
+        """The wait behind the *attempts*-th failure."""
+        return int(min(self.base_ms * self.factor ** min(attempts - 1, 60), self.max_ms) * 1_000_000)
+
+
+class Overflow(_Strict, frozen=True, kw_only=True):
+    """What a full inbox does: refuse, or move the new or the oldest envelope to ``deadletter/`` while that has room."""
+
+    policy: Literal["reject", "dead_letter", "drop_oldest"] = "reject"
+    max_depth: int = 1000
+    dead_letter_max: int = 1000
+
+
+class Settings(_Strict, frozen=True, kw_only=True):
+    """The document ``config``. ``quarantine_after`` failed ticks in a row stop the agent until ``recover``."""
+
+    v: int = 1
+    program: Program
+    retry: Retry = Retry()
+    overflow: Overflow = Overflow()
+    tick_timeout_ms: int = 60_000
+    quarantine_after: int = 20
+
+
+def parse_settings(doc: bytes | str) -> Settings:
+    """*doc* as `Settings`. EINVAL naming field and reason."""
+    try:
+        settings = msgspec.json.decode(doc, type=Settings)
+    except (msgspec.DecodeError, RecursionError) as exc:
+        raise error(errno.EINVAL, detail=f"config: {exc}") from exc
+    _check(settings)
+    return settings
+
+
+def _check(settings: Settings) -> None:
+    retry, overflow = settings.retry, settings.overflow
+    bounds = {
+        "v": (settings.v, 1, 1),
+        "retry.attempts": (retry.attempts, 1, 100),
+        "retry.base_ms": (retry.base_ms, 0, 86_400_000),
+        "retry.factor": (retry.factor, 1, 100),
+        "retry.max_ms": (retry.max_ms, 0, 86_400_000),
+        "overflow.max_depth": (overflow.max_depth, 1, 100_000),
+        "overflow.dead_letter_max": (overflow.dead_letter_max, 0, 100_000),
+        "tick_timeout_ms": (settings.tick_timeout_ms, 1, 86_400_000),
+        "quarantine_after": (settings.quarantine_after, 1, 1_000_000),
+    }
+    for name, (value, low, high) in bounds.items():
+        if not low <= value <= high:
+            raise error(errno.EINVAL, detail=f"config: {name}: {value} is not within {low}..{high}")
+    if isinstance(settings.program, ExecProgram):
+        if not settings.program.argv or not settings.program.argv[0]:
+            raise error(errno.EINVAL, detail="config: program.argv: needs at least the program's name")
+        if any(
+            "\0" in word for word in [*settings.program.argv, *settings.program.env, *settings.program.env.values()]
+        ):
+            raise error(errno.EINVAL, detail="config: program: a word holds a NUL byte")
+    elif ":" not in settings.program.ref:
+        raise error(errno.EINVAL, detail="config: program.ref: want module:Class or /path/file.py:Class")

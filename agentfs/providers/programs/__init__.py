@@ -1,0 +1,1 @@
+"""Programs an agent may run: any executable (`execute`), or a trusted class in the runtime (`inline`)."""

@@ -1,0 +1,126 @@
+"""`Execute`: runs any executable as a program: the trigger as JSON on stdin, effects as JSON lines on stdout.
+
+Exit 0 commits the effects, anything else rolls them back; stderr goes to the log. Killed, with all it started in its
+session, when its tick is cancelled.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import signal
+from collections.abc import Mapping
+from pathlib import Path
+
+import anyio
+import msgspec
+from anyio.abc import ByteReceiveStream, Process
+
+from agentfs.engine.context import AgentContext
+from agentfs.engine.effects import decode_line
+from agentfs.engine.settings import ExecProgram
+from agentfs.errors import error
+
+log = logging.getLogger(__name__)
+_STDERR_LINE = 4096
+_STDERR_LINES = 1000
+
+
+class Execute:
+    """One agent's executable; *environment* is all it gets besides the program's own ``env``."""
+
+    def __init__(self, program: ExecProgram, environment: Mapping[str, str], workdir: Path, output_bytes: int) -> None:
+        self._program, self._environment, self._workdir = program, dict(environment), workdir
+        self._output_bytes = output_bytes
+        self._last_words = ""
+
+    @property
+    def hooks(self) -> frozenset[str]:
+        """None: an executable only sees triggers."""
+        return frozenset()
+
+    async def hook(self, name: str, ctx: AgentContext, error_text: str = "") -> None:
+        """Never called: there are no hooks."""
+
+    async def run(self, ctx: AgentContext) -> None:
+        """Run it once. EREMOTEIO with its last words for a bad exit, EINVAL for a line that is no effect."""
+        self._workdir.mkdir(parents=True, exist_ok=True, mode=0o700)
+        # env(1) changes directory and searches PATH in a process of its own: nothing that may lie on a mount of ours
+        # is touched between fork and exec, while this process could not answer
+        argv = ["/usr/bin/env", "-C", str(self._workdir), "--", *self._program.argv]
+        environment = {**self._environment, **self._program.env}
+        try:
+            process = await anyio.open_process(argv, env=environment, start_new_session=True)
+        except OSError as exc:
+            raise error(errno.EREMOTEIO, detail=f"cannot start a process: {exc.strerror}") from exc
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._feed, process, msgspec.json.encode(ctx.trigger) + b"\n")
+                group.start_soon(self._read_stderr, process, ctx)
+                await self._read_effects(process, ctx)
+                code = await process.wait()
+        except BaseExceptionGroup as group_error:
+            raise _only(group_error) from group_error
+        finally:
+            await self._end(process)
+        if code != 0:
+            what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
+            raise error(errno.EREMOTEIO, detail=f"{self._program.argv[0]}: {what}: {self._last_words or 'no message'}")
+
+    async def _feed(self, process: Process, data: bytes) -> None:
+        assert process.stdin is not None
+        try:
+            await process.stdin.send(data)
+            await process.stdin.aclose()
+        except (anyio.BrokenResourceError, anyio.ClosedResourceError):
+            log.debug("program closed its stdin early")
+
+    async def _read_effects(self, process: Process, ctx: AgentContext) -> None:
+        assert process.stdout is not None
+        rest, total = b"", 0
+        async for piece in process.stdout:
+            total += len(piece)
+            if total > self._output_bytes:
+                raise error(errno.EFBIG, detail=f"program printed more than {self._output_bytes} bytes")
+            *lines, rest = (rest + piece).split(b"\n")
+            for line in lines:
+                self._take(line, ctx)
+        self._take(rest, ctx)
+
+    def _take(self, line: bytes, ctx: AgentContext) -> None:
+        if line.strip():
+            ctx.take(decode_line(line))
+
+    async def _read_stderr(self, process: Process, ctx: AgentContext) -> None:
+        stream: ByteReceiveStream | None = process.stderr
+        assert stream is not None
+        rest, count = b"", 0
+        async for piece in stream:
+            *lines, rest = (rest + piece)[-(1 << 20) :].split(b"\n")
+            for line in lines:
+                count += 1
+                self._say(line, ctx, count)
+        self._say(rest, ctx, count + 1)
+
+    def _say(self, line: bytes, ctx: AgentContext, count: int) -> None:
+        text = line[:_STDERR_LINE].decode(errors="replace").strip()
+        if text and count <= _STDERR_LINES:
+            self._last_words = text[-500:]
+            ctx.note("log", text=text)
+
+    async def _end(self, process: Process) -> None:
+        """End the whole session of the program, however the tick ended."""
+        with anyio.CancelScope(shield=True):
+            try:
+                os.killpg(process.pid, signal.SIGKILL)
+            except ProcessLookupError:
+                log.debug("program and all it started have ended")
+            await process.wait()
+            await process.aclose()
+
+
+def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first real error of a task group's."""
+    first = group.exceptions[0]
+    return _only(first) if isinstance(first, BaseExceptionGroup) else first

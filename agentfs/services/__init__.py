@@ -1,0 +1,58 @@
+"""Capabilities as files, one a module; its docstring is its man page, its ``SERVICE`` mounts it in every agent.
+
+A module that is added here appears in every namespace, in the conformance run and in the reference.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from agentfs.engine.engine import Engine
+from agentfs.namespace import Namespace
+from agentfs.service import FileService
+from agentfs.tree import Dir, Errors, Node, Tree
+
+
+@dataclass(frozen=True, slots=True)
+class Scope:
+    """What an agent's service is built from. ``errors`` is shared by all services of the agent."""
+
+    engine: Engine
+    agent: str
+    errors: Errors
+    namespace: Namespace
+
+    def tree(self, *entries: Node, root: Dir | None = None) -> Tree:
+        """A tree with this agent's errors and limits."""
+        return Tree(*entries, root=root, errors=self.errors, limits=self.engine.core.limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Service:
+    """A service of every agent: ``name`` in the mount table, ``at`` its mount point ("" the agent's root)."""
+
+    name: str
+    at: str
+    build: Callable[[Scope], FileService]
+
+
+def discover() -> Sequence[Service]:
+    """Every module here that declares a ``SERVICE``, sorted by name."""
+    modules = [importlib.import_module(f"{__name__}.{m.name}") for m in pkgutil.iter_modules(__path__)]
+    return sorted((m.SERVICE for m in modules if hasattr(m, "SERVICE")), key=lambda s: s.name)
+
+
+def document(value: Any) -> bytes:
+    """*value* as an indented JSON document for people and ``jq``."""
+    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+
+
+def jsonl(values: Sequence[Any]) -> bytes:
+    """*values* as one JSON value a line."""
+    return b"".join(msgspec.json.encode(value) + b"\n" for value in values)

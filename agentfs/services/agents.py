@@ -1,0 +1,164 @@
+"""agents: every agent under its id: ``/agents`` for the operator, and ``/views`` with exactly the agents' own rights.
+
+``new`` (C) takes {"name"?, "program"?, ...the fields of config} and answers {id, status}. ``mkdir NAME`` creates an
+agent with the default program, dormant. ``rmdir NAME`` removes one that is terminated, else ENOTEMPTY; ``rm -r``
+changes nothing. ``/views/<id>`` is the namespace as the agent itself sees it; nothing can be created or removed there.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Sequence
+from hashlib import blake2b
+
+import msgspec
+
+from agentfs.engine.engine import Engine
+from agentfs.engine.settings import Settings, parse_settings
+from agentfs.errors import error
+from agentfs.rows import AgentRow
+from agentfs.service import FileHandle, FileService
+from agentfs.tree import At, Call, Dir, Entry, Info, Tree
+from agentfs.types import NO_WANT, OPERATOR, ROOT, Mode, Path, Principal, Qid, Stat, Want
+
+_RESERVED = ("new", "import")
+_USAGE = 'write {"name":"NAME","program":{"kind":"exec","argv":["PROGRAM"]}} and read {"id":...,"status":...}\n'
+
+
+class Register:
+    """The functions behind the table of agents."""
+
+    def __init__(self, engine: Engine, default: Settings, check: Callable[[Settings], None]) -> None:
+        self._engine, self._default, self._check = engine, default, check
+
+    async def new(self, at: At, doc: bytes) -> bytes:
+        """Create an agent from a document. EINVAL naming the field, EEXIST."""
+        try:
+            fields = msgspec.json.decode(doc, type=dict[str, msgspec.Raw])
+        except msgspec.DecodeError as exc:
+            raise error(errno.EINVAL, at.path, f"request: {exc}") from exc
+        name = msgspec.json.decode(fields.pop("name", msgspec.Raw(b'""')))
+        if not isinstance(name, str) or name in _RESERVED:
+            raise error(errno.EINVAL, at.path, f"name: want a string, none of {' '.join(_RESERVED)}")
+        merged = {"program": msgspec.Raw(msgspec.json.encode(self._default.program)), **fields}
+        settings = parse_settings(msgspec.json.encode(merged))
+        self._check(settings)
+        agent = await self._engine.create(name, settings)
+        return msgspec.json.encode({"id": agent, "status": "dormant"}) + b"\n"
+
+    async def mkdir(self, at: At) -> None:
+        """Create an agent with the default program."""
+        await self._engine.create(at["id"], self._default)
+
+    async def rmdir(self, at: At) -> None:
+        """Remove a terminated agent."""
+        await self._engine.remove(at["id"])
+
+    async def has(self, at: At, key: str) -> bool:
+        """Whether there is such an agent."""
+        return await self._engine.core.store.get(AgentRow, key) is not None
+
+    async def is_protected(self, at: At) -> bool:
+        """A walk must not remove what an agent that still exists holds."""
+        row = await self._engine.core.store.get(AgentRow, at["id"])
+        return row is not None and row.terminated_at_ns is None
+
+    async def keys(self, at: At, after: str, limit: int) -> Sequence[Entry]:
+        """Agents by id, in pages."""
+        return [Entry(row.id, Info(0, 0, row.created_at_ns)) for row in await self._engine.agents(after, limit)]
+
+    def table(self, *, is_view: bool) -> Dir:
+        """The directory of all agents; a view of it is fixed."""
+        if is_view:
+            return Dir(each=Dir(name="{id}", is_protected=self.is_protected), has=self.has, keys=self.keys)
+        agent = Dir(name="{id}", remove=self.rmdir, is_protected=self.is_protected, operator=True)
+        new = Call(name="new", answer=self.new, usage=_USAGE, operator=True)
+        return Dir(entries=[new], each=agent, has=self.has, keys=self.keys, mkdir=self.mkdir, operator=True)
+
+
+class Agents(FileService):
+    """One directory an agent, delegated to its namespace from *space*; ``as_agent``: with the agent's own rights."""
+
+    def __init__(
+        self,
+        register: Register,
+        space: Callable[[str], FileService],
+        *,
+        as_agent: bool,
+        principal: Principal = OPERATOR,
+    ) -> None:
+        self._register, self._space, self._as_agent, self._principal = register, space, as_agent, principal
+        self._top = Tree(root=register.table(is_view=as_agent)).attach(principal)
+
+    def attach(self, principal: Principal) -> Agents:
+        return Agents(self._register, self._space, as_agent=self._as_agent, principal=principal)
+
+    async def _below(self, path: Path) -> tuple[FileService, str, Path] | None:
+        """The namespace that *path* leads into, its agent and the path there; None at the top."""
+        agent, _, rest = path.partition("/")
+        if path == ROOT or agent == "new":
+            return None
+        await self._top.stat(Path(agent))
+        principal = Principal("agent", agent) if self._as_agent else self._principal
+        return self._space(agent).attach(principal), agent, Path(rest)
+
+    async def stat(self, path: Path) -> Stat:
+        below = await self._below(path)
+        if below is None or not below[2]:
+            return await self._top.stat(path)
+        space, agent, rest = below
+        return _own(await space.stat(rest), agent)
+
+    async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
+        below = await self._below(path)
+        if below is None:
+            return await self._top.list(path, after, limit)
+        space, agent, rest = below
+        return [_own(st, agent) for st in await space.list(rest, after, limit)]
+
+    async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        below = await self._below(path)
+        if below is None or not below[2]:
+            return await self._top.open(path, mode, want=want)
+        return await below[0].open(below[2], mode, want=want)
+
+    async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        if "/" not in path:
+            return await self._top.create(path, mode, want=want)
+        space, _, rest = await self._inside(path)
+        return await space.create(rest, mode, want=want)
+
+    async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
+        if "/" not in path:
+            await self._top.mkdir(path, want=want)
+            return
+        space, _, rest = await self._inside(path)
+        await space.mkdir(rest, want=want)
+
+    async def remove(self, path: Path, *, want: Want = NO_WANT) -> None:
+        if "/" not in path:
+            await self._top.remove(path, want=want)
+            return
+        space, _, rest = await self._inside(path)
+        await space.remove(rest, want=want)
+
+    async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
+        if "/" not in old or "/" not in new:
+            raise error(errno.EACCES, old, "an agent cannot be renamed")
+        space, agent, rest = await self._inside(old)
+        if new.partition("/")[0] != agent:
+            raise error(errno.EXDEV, new)
+        await space.rename(rest, Path(new.partition("/")[2]), want=want)
+
+    async def _inside(self, path: Path) -> tuple[FileService, str, Path]:
+        below = await self._below(path)
+        if below is None:
+            raise error(errno.ENOTDIR, path)
+        return below
+
+
+def _own(st: Stat, agent: str) -> Stat:
+    """*st* with a number that no other agent's file has."""
+    digest = blake2b(b"%d/%s" % (st.qid.path, agent.encode()), digest_size=8).digest()
+    number = int.from_bytes(digest) >> 1
+    return Stat(st.name, st.mode, st.size, st.mtime_ns, Qid(number, st.qid.version), st.kind)

@@ -1,0 +1,58 @@
+"""runtime: the runtime itself, for the operator.
+
+``status`` (R) is one JSON object: version, pid, started_at, uptime_s, agents, awake, is_draining, storage_bytes,
+free_bytes. ``version`` (R), ``config`` (R, the effective configuration), ``errors`` (S): every error that a mount could
+only say as a number, with path and detail.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from importlib.metadata import version
+from typing import Any
+
+from agentfs.engine.engine import Engine
+from agentfs.record import Log
+from agentfs.rows import AgentRow
+from agentfs.services import document
+from agentfs.tree import At, File, Stream, Tree
+from agentfs.types import rfc3339
+
+
+def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
+    """The directory ``/runtime``; *config* is shown as it is and holds no secret."""
+    core = engine.core
+    started_ns = core.clock.now_ns()
+
+    async def status(at: At) -> bytes:
+        used, free = await core.store.usage()
+        return document(
+            {
+                "version": version("agentfs"),
+                "pid": os.getpid(),
+                "started_at": rfc3339(started_ns),
+                "uptime_s": (core.clock.now_ns() - started_ns) // 1_000_000_000,
+                "agents": await core.store.count(AgentRow),
+                "awake": engine.workers.busy,
+                "is_draining": engine.workers.is_draining,
+                "storage_bytes": used,
+                "free_bytes": free,
+            }
+        )
+
+    async def show_version(at: At) -> bytes:
+        return f"{version('agentfs')}\n".encode()
+
+    async def show_config(at: At) -> bytes:
+        return document(config)
+
+    async def errors(at: At) -> Log:
+        return core.errors
+
+    return Tree(
+        File(name="status", read=status),
+        File(name="version", read=show_version),
+        File(name="config", read=show_config),
+        Stream(name="errors", log=errors),
+    )
