@@ -21,7 +21,7 @@ class Row:
     @property
     def name(self) -> str:
         """The symbolic errno, e.g. ``ENOENT``: the identity that travels over HTTP."""
-        return errno.errorcode[self.errno]
+        return "EOPNOTSUPP" if self.errno == errno.EOPNOTSUPP else errno.errorcode[self.errno]  # Linux: ENOTSUP too
 
 
 ROWS: Final = (

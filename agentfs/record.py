@@ -195,9 +195,9 @@ class Follow:
             await self._log.pulse.wait(seen)
         return self._ready.popleft()
 
-    def unread(self, record: Record) -> None:
-        """Give back a record that could not be passed on."""
-        self._ready.appendleft(record)
+    def next_nowait(self) -> Record | None:
+        """The next record if it has been fetched already, else None."""
+        return self._ready.popleft() if self._ready else None
 
     async def wait(self) -> None:
         """Return when the log has changed since the last `fill` found nothing."""

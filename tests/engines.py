@@ -59,12 +59,12 @@ async def running(store: Store, clock: ManualClock, limits: Limits | None = None
 
 
 async def settle(engine: Engine) -> None:
-    """Wait until no agent is awake."""
-    for _ in range(10_000):
+    """Wait until no agent is awake and nothing is being stored."""
+    for _ in range(1_000_000):
         await trio.lowlevel.checkpoint()
-        if not engine.workers.busy:
+        if engine.is_idle:
             await trio.testing.wait_all_tasks_blocked(0.001)
-            if not engine.workers.busy:
+            if engine.is_idle:
                 return
     raise AssertionError("the engine does not come to rest")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Mapping
 
+import anyio
 import msgspec
 
 from agentfs.engine.logs import Logs
@@ -45,10 +46,16 @@ class Core:
         self.logs = Logs(store, clock, limits)
         self.versions = Versions(clock)
         self.errors = RingLog(clock, limits.ring_bytes)
+        self.in_flight = 0  # commits handed to the store and not answered yet
 
     async def commit(self, *changes: Change) -> Committed:
         """Commit *changes* as one unit, then wake followers and raise versions of what it touched."""
-        done = await self.store.commit(Unit(changes))
+        with anyio.CancelScope(shield=True):  # a unit handed over is stored: its followers must learn of it
+            self.in_flight += 1
+            try:
+                done = await self.store.commit(Unit(changes))
+            finally:
+                self.in_flight -= 1
         for agent, facet in done.facets:
             self.versions.bump(agent, facet)
             self.logs.touch(agent, facet)

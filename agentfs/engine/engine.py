@@ -67,11 +67,16 @@ class Engine:
             group.start_soon(self.timers.run)
             task_status.started()
 
+    @property
+    def is_idle(self) -> bool:
+        """No agent is awake and no commit is under way."""
+        return not self.workers.busy and not self.core.in_flight
+
     async def drain(self, seconds: float) -> None:
         """Start no more ticks, wait for the running ones at most *seconds*; the rest are cut off by `run`'s end."""
         self.workers.is_draining = True
         deadline_ns = self.core.clock.now_ns() + int(seconds * 1e9)
-        while self.workers.busy and self.core.clock.now_ns() < deadline_ns:
+        while not self.is_idle and self.core.clock.now_ns() < deadline_ns:
             await self.core.clock.sleep_until(self.core.clock.now_ns() + 20_000_000)
 
     def _wake(self, agent: str) -> None:

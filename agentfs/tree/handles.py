@@ -183,14 +183,13 @@ class FollowHandle(TreeHandle):
             await self._follow.wait()
 
     async def _read(self, size: int, offset: int) -> bytes:
-        out = self._rest
-        if not out:
+        if not self._rest:
             record = await self._next()
-            out = record.line if record else b""
-        while out and len(out) < size and self._follow.is_ready() and (more := await self._follow.next()):
-            out += more.line
-        self._rest = out[size:]
-        return out[:size]
+            self._rest = record.line if record else b""
+        while len(self._rest) < size and (more := self._follow.next_nowait()) is not None:
+            self._rest += more.line
+        out, self._rest = self._rest[:size], self._rest[size:]
+        return out
 
     async def next(self) -> Record | None:
         self._check(Mode.READ)

@@ -1,0 +1,4 @@
+"""The operator's command: every verb is file operations on a runtime's HTTP face.
+
+It holds no rule of the runtime and imports nothing of it but the error table and the value types.
+"""

@@ -1,0 +1,133 @@
+"""What every command shares: the connection and output options, the session, and failures as one line and a code.
+
+It declares commands to typer and holds none.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, fields
+from functools import cached_property
+from types import TracebackType
+from typing import Annotated, Any, Self
+
+import typer
+
+from agentctl.client import Client
+from agentctl.discover import Flags, Target, discover
+from agentctl.output import INTERRUPTED, PIPE_CLOSED, Format, Output, exit_code, failure
+
+PANEL = "Connection and output"
+State = Annotated[
+    str | None,
+    typer.Option("--state", metavar="DIR", help="State directory of the runtime.", rich_help_panel=PANEL),
+]
+Url = Annotated[
+    str | None, typer.Option("--url", metavar="URL", help="Where the runtime listens.", rich_help_panel=PANEL)
+]
+Token = Annotated[str | None, typer.Option("--token", metavar="TOKEN", help="Bearer token.", rich_help_panel=PANEL)]
+Form = Annotated[
+    Format | None,
+    typer.Option("--output", "-o", help="Default: table on a terminal, else json.", rich_help_panel=PANEL),
+]
+SHARED = {"state": State, "url": Url, "token": Token, "output": Form}
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """The shared options as given before or after the command's name."""
+
+    state: str | None = None
+    url: str | None = None
+    token: str | None = None
+    output: Format | None = None
+
+    def over(self, lower: Options) -> Options:
+        """These, and *lower*'s where these say nothing."""
+        pairs = {f.name: (getattr(self, f.name), getattr(lower, f.name)) for f in fields(self)}
+        return Options(**{name: low if high is None else high for name, (high, low) in pairs.items()})
+
+
+@dataclass
+class Session:
+    """One run of one command: where it prints, and the runtime, found and connected when first asked for."""
+
+    options: Options
+    out: Output = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.out = Output(self.options.output)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
+        if "client" in self.__dict__:
+            self.client.close()
+
+    @property
+    def flags(self) -> Flags:
+        """What the command line said of the runtime."""
+        return Flags(self.options.url, self.options.token, self.options.state)
+
+    @cached_property
+    def target(self) -> Target:
+        """The runtime this run speaks to. ENOTCONN, EACCES."""
+        return discover(self.flags)
+
+    @cached_property
+    def client(self) -> Client:
+        """The client; it connects with its first request."""
+        return Client(self.target.url, self.target.token)
+
+    def note(self, text: str) -> None:
+        """One line on standard error."""
+        typer.echo(f"agentctl: {text}", err=True)
+
+
+def add(app: typer.Typer, name: str, run: Callable[..., None], **settings: Any) -> None:
+    """Declare *run*, whose first parameter is the `Session`, as the command *name* with the shared options."""
+    own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
+
+    def command(ctx: typer.Context, **given: Any) -> None:
+        options = Options(**{key: given.pop(key) for key in SHARED}).over(ctx.obj or Options())
+        with _guarded(options.output), Session(options) as session:
+            run(session, **given)
+
+    shared = [
+        inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
+        for key, kind in SHARED.items()
+    ]
+    context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
+    parameters = [context, *own, *shared]
+    # typer reads a command's options from its signature, which here is made of two halves.
+    command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    command.__doc__ = run.__doc__
+    app.command(name, **settings)(command)
+
+
+@contextlib.contextmanager
+def _guarded(form: Format | None) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise typer.Exit(INTERRUPTED) from None
+    except BrokenPipeError:
+        silence()
+        raise typer.Exit(PIPE_CLOSED) from None
+    except OSError as exc:
+        typer.echo(failure(exc, form), err=True)
+        raise typer.Exit(exit_code(exc)) from None
+
+
+def silence() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush cannot fail again."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)

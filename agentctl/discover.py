@@ -1,0 +1,136 @@
+"""Finds the runtime to speak to: its URL and a token, from flags, the environment or the state directory.
+
+It reads two small files and opens no connection.
+"""
+
+from __future__ import annotations
+
+import errno
+import ipaddress
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import msgspec
+
+from agentctl.wire import unreachable
+from agentfs.errors import error
+
+SIZE_MAX = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Flags:
+    """What the command line said; None where it said nothing."""
+
+    url: str | None = None
+    token: str | None = None
+    state: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A runtime: its URL, a bearer token, and where the URL came from."""
+
+    url: str
+    token: str = ""
+    origin: str = "--url"
+
+
+class _Runtime(msgspec.Struct):
+    """The part of ``runtime.json`` a client needs."""
+
+    url: str
+
+
+def discover(flags: Flags, env: dict[str, str] | None = None) -> Target:
+    """Where and as whom to connect: flag, then ``AGENTFS_URL``/``AGENTFS_TOKEN``, then the state directory.
+
+    A ``--state`` flag comes before the environment. The token of a state directory is sent to its own runtime and
+    to this machine only. ENOTCONN without a URL, EACCES without a token, EINVAL for a malformed one.
+    """
+    env = dict(os.environ) if env is None else env
+    state = state_dir(flags, env)
+    url, origin = _url(flags, env, state)
+    token, is_own = _token(flags, env, state)
+    if is_own and not (_is_loopback(url) or url == _runtime_url(state / "runtime.json")):
+        raise error(errno.EACCES, url, "this machine's operator token stays here; give --token or AGENTFS_TOKEN")
+    return Target(url, token, origin)
+
+
+def find_token(flags: Flags, env: dict[str, str] | None = None) -> str:
+    """The token that `discover` would use, without asking for a runtime. EACCES, EINVAL."""
+    env = dict(os.environ) if env is None else env
+    return _token(flags, env, state_dir(flags, env))[0]
+
+
+def state_dir(flags: Flags, env: dict[str, str]) -> Path:
+    """``--state``, ``AGENTFS_STATE``, ``$XDG_STATE_HOME/agentfs`` or ``~/.local/state/agentfs``.
+
+    A relative ``XDG_STATE_HOME`` is ignored (XDG base directory specification).
+    """
+    named = flags.state or env.get("AGENTFS_STATE")
+    if named:
+        return Path(named).expanduser()
+    home = Path(env.get("XDG_STATE_HOME", ""))
+    return (home if home.is_absolute() else Path.home() / ".local" / "state") / "agentfs"
+
+
+def _url(flags: Flags, env: dict[str, str], state: Path) -> tuple[str, str]:
+    if flags.url:
+        return flags.url, "--url"
+    file = state / "runtime.json"
+    found = _runtime_url(file)
+    if env.get("AGENTFS_URL") and not (flags.state and found):
+        return env["AGENTFS_URL"], "AGENTFS_URL"
+    if not found:
+        raise unreachable(str(file), "no runtime is running here; start one, or give --url or AGENTFS_URL")
+    return found, str(file)
+
+
+def _runtime_url(file: Path) -> str:
+    raw = _small(file)
+    if raw is None:
+        return ""
+    try:
+        return msgspec.json.decode(raw, type=_Runtime).url
+    except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+        raise error(errno.EINVAL, str(file), f"want a JSON object with url: {exc}") from exc
+
+
+def _token(flags: Flags, env: dict[str, str], state: Path) -> tuple[str, bool]:
+    """A token, and whether it is the state directory's own."""
+    if flags.token:
+        return _checked(flags.token, "--token"), False
+    file = state / "operator.token"
+    raw = _small(file)
+    found = raw.decode("ascii", "replace").strip() if raw else ""
+    if env.get("AGENTFS_TOKEN") and not (flags.state and found):
+        return _checked(env["AGENTFS_TOKEN"].strip(), "AGENTFS_TOKEN"), False
+    if not found:
+        why = "is empty" if raw is not None else "does not exist"
+        raise error(errno.EACCES, str(file), f"the token file {why}; give --token or AGENTFS_TOKEN")
+    return _checked(found, str(file)), True
+
+
+def _checked(token: str, origin: str) -> str:
+    if not (token.isascii() and token.isprintable()) or " " in token:
+        raise error(errno.EINVAL, origin, "a token is one word of printable ASCII")
+    return token
+
+
+def _small(file: Path) -> bytes | None:
+    try:
+        with file.open("rb") as handle:
+            return handle.read(SIZE_MAX)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
+def _is_loopback(url: str) -> bool:
+    try:
+        host = urlsplit(url).hostname or ""
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,116 @@
+"""The documents ``agentctl`` writes: a new agent's, a message's; and a message's reply found in the outbox.
+
+Requests are built here and checked by the runtime.
+"""
+
+from __future__ import annotations
+
+import errno
+import shlex
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from agentctl.client import Client
+from agentctl.output import parse
+from agentfs.errors import error
+from agentfs.types import new_id
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """An envelope to send; *is_named*: its id was given, so it may have been sent, and answered, before."""
+
+    id: str
+    body: bytes
+    is_named: bool
+
+
+def message(text: str, ident: str | None, *, is_json: bool) -> Message:
+    """*text* as an envelope with its own id; an envelope keeps text that looks like JSON text.
+
+    EINVAL when *is_json* and it is not JSON, EILSEQ when it is not UTF-8.
+    """
+    chosen = ident if ident is not None else new_id(time.time_ns())
+    payload = msgspec.Raw(_json(text, "payload")) if is_json else text
+    try:
+        body = msgspec.json.encode({"id": chosen, "payload": payload})
+    except UnicodeEncodeError as exc:
+        raise error(errno.EILSEQ, "", "the message") from exc
+    return Message(chosen, body, ident is not None)
+
+
+def ask(client: Client, home: str, sent: Message, deadline: float) -> tuple[object, dict[str, Any]]:
+    """Send *sent* to the agent at *home*; its receipt, and the first envelope of the outbox that replies to it.
+
+    The outbox is watched before the message leaves, so no reply is missed. ETIMEDOUT at *deadline*
+    (`time.monotonic`); the message stays sent.
+    """
+    receipts: list[object] = []
+
+    def post() -> None:
+        receipts.append(parse(client.call(f"{home}/inbox", sent.body)))
+
+    since = "0" if sent.is_named else None
+    for _, line in client.watch(f"{home}/outbox", since, resume="0", deadline=deadline, opened=post):
+        reply = parse(line)
+        if isinstance(reply, dict) and _replies_to(reply) == sent.id:
+            return receipts[0], reply
+    raise error(errno.ENODATA, f"{home}/outbox", f"the outbox ended before a reply to {sent.id}")
+
+
+def _replies_to(envelope: dict[str, Any]) -> object:
+    metadata = envelope.get("metadata")
+    return metadata.get("reply_to") if isinstance(metadata, dict) else None
+
+
+def agent(name: str, program: str | None, execute: str | None, inline: str | None, config: list[str]) -> bytes:
+    """The request for a new agent; at most one way to name its program. EINVAL names the option."""
+    if sum(way is not None for way in (program, execute, inline)) > 1:
+        raise error(errno.EINVAL, "", "give one of --program, --exec, --inline")
+    document: dict[str, Any] = {"name": name}
+    for pair in config:
+        _place(document, pair)
+    if program is not None:
+        document["program"] = msgspec.Raw(_json(program, "--program"))
+    elif execute is not None:
+        document["program"] = {"kind": "exec", "argv": _words(execute)}
+    elif inline is not None:
+        document["program"] = {"kind": "inline", "ref": inline}
+    return msgspec.json.encode(document)
+
+
+def _place(document: dict[str, Any], pair: str) -> None:
+    key, equals, text = pair.partition("=")
+    *parents, last = key.split(".")
+    if not equals or not all((*parents, last)):
+        raise error(errno.EINVAL, "", f"--config {pair!r}: want KEY=VALUE")
+    for parent in parents:
+        document = document.setdefault(parent, {})
+        if not isinstance(document, dict):
+            raise error(errno.EINVAL, "", f"--config {pair!r}: {parent} is already a value")
+    try:
+        document[last] = msgspec.json.decode(text)
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        document[last] = text
+
+
+def _words(command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as exc:
+        raise error(errno.EINVAL, "", f"--exec: {exc}") from exc
+    if not words:
+        raise error(errno.EINVAL, "", "--exec: the command is empty")
+    return words
+
+
+def _json(text: str, what: str) -> bytes:
+    try:
+        raw = text.encode()
+        msgspec.json.decode(raw)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as exc:
+        raise error(errno.EINVAL, "", f"{what}: not JSON: {exc}") from exc
+    return raw

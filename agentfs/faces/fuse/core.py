@@ -1,0 +1,384 @@
+"""The operations of a mount in plain values, over one `FileService`: what every binding to the kernel shares.
+
+It knows no binding and translates no error; failures are `OSError` (or a bug, which a binding answers with EIO).
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import logging
+import os
+import select
+import stat as _stat
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Final, TypeAlias
+
+import trio
+
+from agentfs.errors import error
+from agentfs.faces.fuse.blocked import Blocked, Opener
+from agentfs.faces.fuse.inodes import Inodes, Node
+from agentfs.faces.fuse.listing import Listing
+from agentfs.service import FileHandle, FileService
+from agentfs.types import Mode, Path, Stat, Want, clean, join
+
+log = logging.getLogger(__name__)
+
+Usage: TypeAlias = Callable[[], Awaitable[tuple[int, int]]]
+"""Bytes used and bytes there are."""
+
+RENAME_NOREPLACE: Final = 1
+_CLOSE_S: Final = 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Attr:
+    """What the kernel is told of an inode. Only the owner has access: group and others never do."""
+
+    ino: int
+    mode: int
+    size: int
+    mtime_ns: int
+
+
+@dataclass(slots=True, eq=False)
+class _Open:
+    node: Node
+    handle: FileHandle
+    mode: Mode
+    opener: Opener
+    is_nonblocking: bool
+    reads: int = 0
+    notify: Callable[[], None] | None = None
+    watching: trio.CancelScope | None = None
+
+
+def _mode_of(flags: int) -> Mode:
+    access = flags & os.O_ACCMODE
+    if access == os.O_RDONLY:
+        return Mode.READ
+    mode = Mode.WRITE if access == os.O_WRONLY else Mode.READ | Mode.WRITE
+    if flags & os.O_TRUNC:
+        mode |= Mode.TRUNCATE
+    return mode | Mode.APPEND if flags & os.O_APPEND else mode
+
+
+def _shown(mode: int) -> int:
+    mode &= ~0o077
+    return mode | 0o100 if _stat.S_ISDIR(mode) and mode & 0o400 else mode
+
+
+class Core:
+    """One mounted tree. Every operation may run concurrently with every other; only reads of streams block."""
+
+    def __init__(self, service: FileService, *, usage: Usage | None = None, max_blocked: int = 4096) -> None:
+        self._service, self._usage = service, usage
+        self.inodes = Inodes()
+        self.blocked = Blocked(max_blocked)
+        self._numbers = itertools.count(1)
+        self._open: dict[int, _Open] = {}
+        self._open_on: dict[int, dict[int, _Open]] = {}
+        self._listings: dict[int, tuple[Node, Listing]] = {}
+        self._walking: dict[int, tuple[int, Node]] = {}  # open protected directories: thread and node
+
+    def start(self, nursery: trio.Nursery, is_connected: Callable[[], bool]) -> None:
+        """Begin work: background tasks live in *nursery*; *is_connected* tells whether anybody can be answered."""
+        self._nursery = nursery
+        nursery.start_soon(self.blocked.sweep, is_connected)
+
+    # names
+
+    def _child(self, parent: int, name: bytes) -> Path:
+        return clean(join(self.inodes.get(parent).path, os.fsdecode(name)))
+
+    async def lookup(self, parent: int, name: bytes) -> Attr:
+        """Attributes of *name*; counts one lookup. ENOENT."""
+        path = self._child(parent, name)
+        return self._entry(path, await self._service.stat(path))
+
+    def _entry(self, path: Path, stat: Stat) -> Attr:
+        node = self.inodes.see(path, stat)
+        attr = self._attr(node, stat)
+        node.lookups += 1
+        return attr
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel dropped *count* lookups."""
+        self.inodes.forget(ino, count)
+
+    async def mkdir(self, parent: int, name: bytes) -> Attr:
+        """Make a directory; counts one lookup."""
+        path = self._child(parent, name)
+        await self._service.mkdir(path)
+        return self._entry(path, await self._service.stat(path))
+
+    async def remove(self, parent: int, name: bytes, tid: int) -> None:
+        """Unlink or rmdir: the kernel has checked which. EPERM for a walk (``rm -r``) through a protected directory.
+
+        A directory with the sticky bit is protected: a thread that holds it open may remove nothing below it.
+        """
+        path = self._child(parent, name)
+        if any(walker == tid and path.startswith(f"{node.path}/") for walker, node in self._walking.values()):
+            raise error(errno.EPERM, path, "a walk must not remove what a living agent holds; remove it by name")
+        await self._service.remove(path)
+        self.inodes.retire(path)
+
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int) -> None:
+        """Rename; RENAME_NOREPLACE gives EEXIST, every other flag is EINVAL."""
+        old, new = self._child(parent, name), self._child(new_parent, new_name)
+        if flags & ~RENAME_NOREPLACE:
+            raise error(errno.EINVAL, new, f"rename flags {flags:#x}")
+        await self._service.rename(old, new, want=Want(exclusive=bool(flags & RENAME_NOREPLACE)))
+        self.inodes.move(old, new)
+
+    # attributes
+
+    def _attr(self, node: Node, stat: Stat) -> Attr:
+        size = stat.size
+        for open_ in reversed(self._open_on.get(node.ino, {}).values()):
+            snapshot = open_.handle.size
+            if snapshot is not None:
+                size = snapshot
+                break
+        return Attr(node.ino, _shown(stat.mode), size, stat.mtime_ns)
+
+    async def _stat(self, node: Node) -> Stat:
+        while True:
+            path = node.path
+            try:
+                stat = await self._service.stat(path)
+            except (FileNotFoundError, NotADirectoryError):
+                if path != node.path:
+                    continue
+                if node.draft is not None and any(o.node is node for o in self._open.values()):
+                    return node.draft
+                self.inodes.retire(path)
+                raise error(errno.ESTALE, path, "file was removed") from None
+            if path == node.path:
+                self.inodes.recognise(node, stat)
+                return stat
+
+    async def getattr(self, ino: int) -> Attr:
+        """Attributes of *ino*. ESTALE when its file is gone."""
+        node = self.inodes.get(ino)
+        return self._attr(node, await self._stat(node))
+
+    async def setattr(
+        self,
+        ino: int,
+        fh: int | None,
+        *,
+        size: int | None = None,
+        mode: int | None = None,
+        owner: tuple[int | None, int | None] = (None, None),
+    ) -> Attr:
+        """Truncate; a mode or owner that is already shown is accepted, any other EPERM; times are ignored."""
+        node = self.inodes.get(ino)
+        stat = await self._stat(node)
+        if mode is not None and (mode ^ _shown(stat.mode)) & 0o7777:
+            raise error(errno.EPERM, node.path, "the mode says what the file can do and cannot be changed")
+        if any(new not in (None, mine) for new, mine in zip(owner, (os.geteuid(), os.getegid()), strict=True)):
+            raise error(errno.EPERM, node.path, "the owner cannot be changed")
+        if size is not None:
+            await self._truncate(node, fh, size)
+            stat = await self._stat(node)
+        return self._attr(node, stat)
+
+    async def _truncate(self, node: Node, fh: int | None, size: int) -> None:
+        if fh is not None:
+            await self._file(fh).handle.truncate(size)
+            return
+        async with await self._service.open(node.path, Mode.WRITE) as handle:
+            await handle.truncate(size)
+            await handle.flush(final=True)
+
+    async def statfs(self) -> tuple[int, int]:
+        """Bytes used and bytes there are; zeros where nobody counts."""
+        return await self._usage() if self._usage is not None else (0, 0)
+
+    # open files
+
+    def _file(self, fh: int) -> _Open:
+        file = self._open.get(fh)
+        if file is None:
+            raise error(errno.EBADF, detail=f"no open file {fh}")
+        return file
+
+    def _keep(self, node: Node, handle: FileHandle, flags: int, tid: int) -> int:
+        fh = next(self._numbers)
+        opener = Opener(tid, node.ino)
+        file = _Open(node, handle, _mode_of(flags), opener, bool(flags & os.O_NONBLOCK))
+        self._open[fh] = file
+        if Mode.READ in file.mode:
+            self._open_on.setdefault(node.ino, {})[fh] = file
+        if not handle.is_ready():
+            opener.settle()
+        return fh
+
+    async def open(self, ino: int, flags: int, tid: int) -> int:
+        """A number for the opened file, for thread *tid*. ESTALE when the file is gone."""
+        node = self.inodes.get(ino)
+        try:
+            handle = await self._service.open(node.path, _mode_of(flags))
+        except FileNotFoundError:
+            raise error(errno.ESTALE, node.path, "file was removed") from None
+        return self._keep(node, handle, flags, tid)
+
+    async def create(self, parent: int, name: bytes, flags: int, tid: int) -> tuple[int, Attr]:
+        """Create and open; counts one lookup. EEXIST with O_EXCL."""
+        path = self._child(parent, name)
+        handle = await self._service.create(path, _mode_of(flags), want=Want(exclusive=bool(flags & os.O_EXCL)))
+        try:
+            node, stat = await self._created(path)
+            fh = self._keep(node, handle, flags, tid)
+        except BaseException:
+            await handle.aclose()
+            raise
+        node.lookups += 1
+        return fh, self._attr(node, stat)
+
+    async def _created(self, path: Path) -> tuple[Node, Stat]:
+        try:
+            stat = await self._service.stat(path)
+        except FileNotFoundError:
+            stat = Stat(path.rpartition("/")[2], _stat.S_IFREG | 0o600)
+            return self.inodes.draft(path, stat), stat
+        return self.inodes.see(path, stat), stat
+
+    async def mknod(self, parent: int, name: bytes, mode: int) -> Attr:
+        """Create a regular file; counts one lookup. EPERM for anything else."""
+        if not _stat.S_ISREG(mode):
+            raise error(errno.EPERM, detail="only regular files and directories can be made")
+        fh, attr = await self.create(parent, name, os.O_WRONLY | os.O_EXCL, 0)
+        await self.release(fh)
+        return attr
+
+    async def read(self, fh: int, size: int, offset: int) -> bytes:
+        """Up to *size* bytes; only a stream that is not ready blocks (EAGAIN if opened O_NONBLOCK)."""
+        file = self._file(fh)
+        if file.reads or not file.handle.is_ready():
+            return await self._read_stream(file, size, offset)
+        file.reads += 1
+        try:
+            return _checked(await file.handle.read(size, offset), size)
+        finally:
+            file.reads -= 1
+
+    async def _read_stream(self, file: _Open, size: int, offset: int) -> bytes:
+        if file.is_nonblocking and not file.handle.is_ready():
+            self._watch(file)
+            raise error(errno.EAGAIN, file.node.path)
+        file.reads += 1
+        try:
+            return _checked(await self.blocked.run(file.opener, lambda: file.handle.read(size, offset)), size)
+        finally:
+            file.reads -= 1
+
+    async def write(self, fh: int, data: bytes, offset: int) -> int:
+        """The number of bytes taken; what they complete is committed."""
+        taken = await self._file(fh).handle.write(data, offset)
+        if not 0 <= taken <= len(data):
+            raise RuntimeError(f"write of {len(data)} bytes took {taken}")
+        return taken
+
+    async def flush(self, fh: int) -> None:
+        """Commit what is complete: at each close of a descriptor, and for fsync."""
+        await self._file(fh).handle.flush()
+
+    async def release(self, fh: int) -> None:
+        """The last descriptor is closed."""
+        file = self._open.pop(fh, None)
+        if file is None:
+            return
+        readers = self._open_on.get(file.node.ino, {})
+        readers.pop(fh, None)
+        if not readers:
+            self._open_on.pop(file.node.ino, None)
+        file.notify = None
+        if file.watching is not None:
+            file.watching.cancel()
+        await file.handle.aclose()
+
+    def poll(self, fh: int, notify: Callable[[], None] | None) -> int:
+        """The poll(2) events that hold now; *notify* replaces an older one and is called once when that may change."""
+        file = self._file(fh)
+        events = select.POLLOUT | select.POLLWRNORM if Mode.WRITE in file.mode else 0
+        if Mode.READ in file.mode and file.handle.is_ready():
+            events |= select.POLLIN | select.POLLRDNORM
+        elif Mode.READ in file.mode and notify is not None:
+            file.notify = notify
+            self._watch(file)
+        return events
+
+    def _watch(self, file: _Open) -> None:
+        if file.watching is None:
+            file.watching = trio.CancelScope()
+            self._nursery.start_soon(self._await_ready, file, file.watching)
+
+    async def _await_ready(self, file: _Open, scope: trio.CancelScope) -> None:
+        try:
+            with scope:
+                await file.handle.wait_ready()
+        except Exception as exc:
+            if not isinstance(exc, OSError):  # an OSError the woken reader gets by itself
+                log.exception("waiting for %r failed", file.node.path)
+        finally:
+            file.watching = None
+            notify, file.notify = file.notify, None
+        if notify is not None:
+            notify()
+
+    # directories
+
+    async def opendir(self, ino: int, tid: int) -> int:
+        """A number for the directory opened by thread *tid*."""
+        node = self.inodes.get(ino)
+        stat = await self._stat(node)
+        if not stat.is_dir:
+            raise error(errno.ENOTDIR, node.path)
+        fh = next(self._numbers)
+        if stat.mode & _stat.S_ISVTX:
+            self._walking[fh] = tid, node
+        self._listings[fh] = node, Listing(self._service, node.path)
+        return fh
+
+    async def readdir(self, fh: int, index: int, emit: Callable[[bytes, Attr, int], bool]) -> None:
+        """Give entries from position *index* on to *emit* (name, attributes, next position) until it gives False.
+
+        Each entry taken counts one lookup. Nothing is opened and nothing rendered.
+        """
+        if fh not in self._listings:
+            raise error(errno.EBADF, detail=f"no open directory {fh}")
+        top, listing = self._listings[fh]
+        listing.path = top.path
+        while page := await listing.at(index):
+            for stat in page:
+                index += 1
+                node = self.inodes.see(join(listing.path, stat.name), stat)
+                if not emit(os.fsencode(stat.name), self._attr(node, stat), index):
+                    self.inodes.drop(node)
+                    return
+                node.lookups += 1
+
+    def releasedir(self, fh: int) -> None:
+        """The directory is closed."""
+        self._listings.pop(fh, None)
+        self._walking.pop(fh, None)
+
+    async def aclose(self) -> None:
+        """The mount is gone: close every open file, as the kernel no longer will. At most 2 s."""
+        self.blocked.end()
+        with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
+            for fh in list(self._open):
+                try:
+                    await self.release(fh)
+                except Exception:
+                    log.exception("closing an open file failed")
+
+
+def _checked(data: bytes, size: int) -> bytes:
+    if not isinstance(data, bytes) or len(data) > size:
+        raise RuntimeError(f"read of {size} bytes gave {type(data).__name__} of {len(data)}")
+    return data

@@ -1,0 +1,49 @@
+"""An open directory: pages of a `FileService.list` addressed by position. It renders nothing, keeps no whole list."""
+
+from __future__ import annotations
+
+import bisect
+from collections.abc import Sequence
+from typing import Final
+
+from agentfs.service import FileService
+from agentfs.types import Path, Stat
+
+PAGE: Final = 1000
+
+
+class Listing:
+    """Positions in a directory for one opendir.
+
+    The kernel re-reads a few entries behind its position, so the last two pages are kept; a seek further back lists
+    again from the start of that page. Position 0 always begins anew. One caller at a time (the kernel holds a lock).
+    """
+
+    def __init__(self, service: FileService, path: Path) -> None:
+        self._service, self.path = service, path
+        self._begin()
+
+    def _begin(self) -> None:
+        self._pages: list[tuple[int, Sequence[Stat]]] = []
+        self._firsts, self._afters = [0], [""]
+
+    async def at(self, index: int) -> Sequence[Stat]:
+        """Entries from position *index* to the end of its page; empty at the end of the directory."""
+        if index == 0:
+            self._begin()
+        for first, page in self._pages:
+            if first <= index < first + len(page):
+                return page[index - first :]
+        slot = bisect.bisect_right(self._firsts, index) - 1
+        first, after = self._firsts[slot], self._afters[slot]
+        while page := await self._service.list(self.path, after, PAGE):
+            if page[-1].name <= after:
+                raise RuntimeError(f"list of {self.path!r} after {after!r} gave {page[-1].name!r}")
+            self._pages = [*self._pages[-1:], (first, page)]
+            if index < first + len(page):
+                return page[index - first :]
+            first, after = first + len(page), page[-1].name
+            if first > self._firsts[-1]:
+                self._firsts.append(first)
+                self._afters.append(after)
+        return ()

@@ -1,0 +1,181 @@
+"""The composition root: builds the house from a `Config` and runs it until a signal; the only place where wings meet.
+
+It decides nothing about files, ticks or protocols.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path as FsPath
+from typing import Any
+
+import msgspec
+import trio
+
+from agentfs import logline
+from agentfs.access import Tokens
+from agentfs.config import Config
+from agentfs.engine.agent import Program
+from agentfs.engine.engine import Engine
+from agentfs.engine.settings import InlineProgram, Settings, parse_settings
+from agentfs.faces.http import app, serve
+from agentfs.house import Spaces, build
+from agentfs.ports import Clock, Store
+from agentfs.providers.clock import SystemClock
+from agentfs.providers.programs.execute import Execute
+from agentfs.providers.programs.inline import Inline, load_class
+from agentfs.providers.store.memory import MemoryStore
+from agentfs.providers.store.sqlite import SqliteStore
+from agentfs.state import Running, StateDir
+from agentfs.types import Principal
+from agentfs.watchdog import watching
+
+log = logging.getLogger(__name__)
+
+
+class Programs:
+    """Loads programs; knows what environment an exec program gets. ``url`` is set once HTTP listens."""
+
+    def __init__(self, config: Config, tokens: Tokens) -> None:
+        self._config, self._tokens = config, tokens
+        self.url = ""
+
+    def load(self, agent: str, settings: Settings) -> Program:
+        """The program of *agent*. EINVAL when an inline class cannot be loaded."""
+        program = settings.program
+        if isinstance(program, InlineProgram):
+            return Inline(program)
+        workdir = self._config.state / "work" / agent
+        return Execute(program, self._environment(agent, workdir), workdir, self._config.limits.output_bytes)
+
+    def _environment(self, agent: str, workdir: FsPath) -> Mapping[str, str]:
+        known = {
+            "PATH": os.environ.get("PATH", os.defpath), "HOME": str(workdir), "LANG": "C.UTF-8",
+            "AGENTFS_AGENT": agent, "AGENTFS_URL": self.url, "AGENTFS_TOKEN": self._tokens.issue(agent),
+        }  # fmt: skip
+        root = {"AGENTFS_ROOT": str(self._config.mount / "views" / agent)} if self._config.mount else {}
+        return known | root
+
+    @staticmethod
+    def check(settings: Settings) -> None:
+        """EINVAL when an inline class cannot be loaded."""
+        if isinstance(settings.program, InlineProgram):
+            load_class(settings.program.ref)
+
+
+@asynccontextmanager
+async def opened(config: Config, clock: Clock) -> AsyncIterator[Store]:
+    """The store *config* names, closed at the end."""
+    store: Store
+    if config.store == "memory":
+        store = MemoryStore(clock)
+    else:
+        store = await SqliteStore.open(StateDir(config.state).store, clock)
+    try:
+        yield store
+    finally:
+        with trio.CancelScope(shield=True):
+            await store.aclose()
+
+
+class Runtime:
+    """One runtime: an engine over a store, its house, and the faces that serve it."""
+
+    def __init__(self, config: Config, store: Store, clock: Clock, operator_token: str) -> None:
+        self.config, self.clock, self._store = config, clock, store
+        self.tokens = Tokens(operator_token)
+        self._programs = Programs(config, self.tokens)
+        self.engine = Engine(store, clock, config.limits, self._programs.load, self._view)
+        default = parse_settings(msgspec.json.encode({"program": dict(config.default_program)}))
+        self._spaces: Spaces
+        self.house, self._spaces = build(self.engine, default, Programs.check, _shown(config))
+        self._missing: str | None = "starting"
+
+    def _view(self, agent: str) -> Any:
+        return self._spaces.of(agent).attach(Principal("agent", agent))
+
+    def ready(self) -> str | None:
+        """None when everything answers, else what is missing."""
+        return self._missing
+
+    async def run(self, stop: trio.Event) -> None:
+        """Serve until *stop*, then drain."""
+        with watching() as heartbeat:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(heartbeat)
+                await nursery.start(lambda task_status: self.engine.run(task_status=task_status))
+                mounting = trio.CancelScope()
+                listening = trio.Event()
+                await self._open_doors(nursery, mounting, listening)
+                await stop.wait()
+                log.info("draining")
+                self._missing, self.house.door.is_shut = "stopping", True
+                listening.set()
+                await self.engine.drain(self.config.drain_seconds)
+                mounting.cancel()
+                nursery.cancel_scope.cancel()
+
+    async def _open_doors(self, nursery: trio.Nursery, mounting: trio.CancelScope, stopping: trio.Event) -> None:
+        config = self.config
+        hosts = {config.address[0], *config.hosts}
+        asgi = app(self.house, self.tokens.check, config.limits, hosts=hosts, ready=self.ready)
+        address = await nursery.start(
+            lambda task_status: serve(asgi, config.listen, shutdown=stopping.wait, task_status=task_status)
+        )
+        self._programs.url = f"http://{address}"
+        if config.mount is not None:
+            await nursery.start(self._mount, config.mount, mounting)
+        self._missing = None
+        self._announce()
+
+    async def _mount(
+        self, at: FsPath, scope: trio.CancelScope, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        from agentfs.faces.fuse.mount import serve as serve_mount  # an extra: only a mount needs libfuse
+
+        async def usage() -> tuple[int, int]:
+            used, free = await self._store.usage()
+            return used, used + free
+
+        with scope:
+            service = self.house.attach(Principal("operator"))
+            await serve_mount(service, at, usage=usage, task_status=task_status)
+        if not scope.cancelled_caught and self._missing is None:
+            log.warning("unmounted from outside: stopping")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _announce(self) -> None:
+        place = str(self.config.mount) if self.config.mount else None
+        running = Running(url=self._programs.url, pid=os.getpid(), mount=place, version=version("agentfs"))
+        StateDir(self.config.state).publish(running)
+        log.info("ready at %s, mount %s", running.url, place)
+
+
+def _shown(config: Config) -> Mapping[str, Any]:
+    return {k: str(v) if isinstance(v, FsPath) else v for k, v in asdict(config).items()}
+
+
+async def _signals(stop: trio.Event) -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
+        async for number in received:
+            log.info("signal %s", signal.Signals(number).name)
+            stop.set()
+
+
+async def run(config: Config) -> None:
+    """Run one runtime in the foreground until SIGTERM or SIGINT; the caller holds the state directory's lock."""
+    logline.configure(config.log_level)
+    clock, stop = SystemClock(), trio.Event()
+    token = StateDir(config.state).token.read_text().strip()
+    async with opened(config, clock) as store, trio.open_nursery() as nursery:
+        nursery.start_soon(_signals, stop)
+        with contextlib.suppress(trio.Cancelled):
+            await Runtime(config, store, clock, token).run(stop)
+        nursery.cancel_scope.cancel()
