@@ -21,6 +21,7 @@ import trio
 
 from agentfs import logline
 from agentfs.access import Tokens
+from agentfs.checked import Checked
 from agentfs.config import Config
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
@@ -96,6 +97,7 @@ class Runtime:
         default = parse_settings(msgspec.json.encode({"program": dict(config.default_program)}))
         self._spaces: Spaces
         self.house, self._spaces = build(self.engine, default, Programs.check, _shown(config))
+        self._tree = Checked(self.house, config.limits)
         self._missing: str | None = "starting"
 
     def _view(self, agent: str) -> Any:
@@ -125,7 +127,7 @@ class Runtime:
     async def _open_doors(self, nursery: trio.Nursery, mounting: trio.CancelScope, stopping: trio.Event) -> None:
         config = self.config
         hosts = {config.address[0], *config.hosts}
-        asgi = app(self.house, self.tokens.check, config.limits, hosts=hosts, ready=self.ready)
+        asgi = app(self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready)
         address = await nursery.start(
             lambda task_status: serve(asgi, config.listen, shutdown=stopping.wait, task_status=task_status)
         )
@@ -145,7 +147,7 @@ class Runtime:
             return used, used + free
 
         with scope:
-            service = self.house.attach(Principal("operator"))
+            service = self._tree.attach(Principal("operator"))
             await serve_mount(service, at, usage=usage, task_status=task_status)
         if not scope.cancelled_caught and self._missing is None:
             log.warning("unmounted from outside: stopping")

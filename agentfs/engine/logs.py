@@ -13,7 +13,7 @@ from agentfs.limits import Limits
 from agentfs.ports import Clock, Line, LogHead, Store
 from agentfs.record import Log, RingLog
 
-_RINGS_HELD = 1024
+_RINGS_HELD = 256
 
 
 class StoreLog(Log):

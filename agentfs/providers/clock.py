@@ -24,8 +24,8 @@ class SystemClock:
 
     async def sleep_until(self, at_ns: int) -> None:
         """Return once `now_ns` has reached *at_ns*."""
-        while (left := at_ns - self.now_ns()) > 0:
-            await anyio.sleep(min(left, _LONGEST_SLEEP_NS) / 1e9)  # noqa: ASYNC110  # the wall clock fires no event
+        while (left := at_ns - self.now_ns()) > 0:  # noqa: ASYNC110  # the wall clock fires no event
+            await anyio.sleep(min(left, _LONGEST_SLEEP_NS) / 1e9)
         await anyio.lowlevel.checkpoint()
 
 

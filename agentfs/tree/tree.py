@@ -138,9 +138,10 @@ class Tree(FileService):
 
     def _stat_log(self, node: Stream, at: At, head: LogHead | None) -> Stat:
         name, mode = split(at.path)[1], node.mode(self._principal)
-        if head is None:
-            return Stat(name, mode, qid=Qid(_number(at.path)), kind=Kind.STREAM)
-        qid = Qid(_number(f"{head.epoch}/{node.name}"), head.next)
+        where = join(split(at.path)[0], node.name)
+        if head is None:  # the file that its first record will be in
+            return Stat(name, mode, qid=Qid(_number(f"1/{where}")), kind=Kind.STREAM)
+        qid = Qid(_number(f"{head.generation}/{where}"), head.next)
         return Stat(name, mode, head.size, head.changed_at_ns, qid, Kind.STREAM)
 
     async def _twin(self, path: Path) -> Stat | None:

@@ -11,6 +11,7 @@ import logging
 import os
 import select
 import stat as _stat
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
@@ -78,6 +79,7 @@ class Core:
         self.inodes = Inodes()
         self.blocked = Blocked(max_blocked)
         self._numbers = itertools.count(1)
+        self._born_ns = time.time_ns()  # shown for files of which no change is known
         self._open: dict[int, _Open] = {}
         self._open_on: dict[int, dict[int, _Open]] = {}
         self._listings: dict[int, tuple[Node, Listing]] = {}
@@ -142,7 +144,7 @@ class Core:
             if snapshot is not None:
                 size = snapshot
                 break
-        return Attr(node.ino, _shown(stat.mode), size, stat.mtime_ns)
+        return Attr(node.ino, _shown(stat.mode), size, stat.mtime_ns or self._born_ns)
 
     async def _stat(self, node: Node) -> Stat:
         while True:
