@@ -42,6 +42,9 @@ class FileHandle(ABC):
     async def flush(self, *, final: bool = False) -> None:
         """Commit what is complete. *final*: no more bytes will come, so what is left is one document."""
 
+    def discard(self) -> None:
+        """Give up what is not committed: later flushes and the close commit nothing."""
+
     async def aclose(self) -> None:
         """Clunk: commits a rest as `flush(final=True)` does, keeps its error for the service's last error.
 

@@ -39,6 +39,9 @@ class ViewHandle(FileHandle):
     async def flush(self, *, final: bool = False) -> None:
         await self._handle.flush(final=final)
 
+    def discard(self) -> None:
+        self._handle.discard()
+
     async def aclose(self) -> None:
         await self._handle.aclose()
 

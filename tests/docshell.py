@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FENCE = re.compile(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-MARK = "-- done"
+MARK = "== done"
 PLAIN = (
     (r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "ID"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
@@ -98,6 +98,7 @@ class Shell:
                 self._held = ""
                 return None
             if not self._take(deadline - time.monotonic()):
+                self._held = ""
                 return printed + (f"(exit code {code})" if output is None else "")
 
     def _since_mark(self) -> tuple[str, str | None]:

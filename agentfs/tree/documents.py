@@ -12,7 +12,7 @@ from abc import abstractmethod
 from agentfs.errors import error
 from agentfs.tree.handles import Opening, TreeHandle
 from agentfs.tree.intake import Intake
-from agentfs.tree.nodes import Call, Ctl, File, Sink
+from agentfs.tree.nodes import Call, Ctl, File, Queue, Sink
 
 
 class Answer:
@@ -102,15 +102,22 @@ class DocumentHandle(UnitHandle):
 
 
 class QueueHandle(UnitHandle):
-    """`Queue`: every unit is one document of its own; after a write, reads give the receipts."""
+    """`Queue`: every unit is one document of its own; after a write, reads give the receipts.
 
-    def __init__(self, sink: Sink | None, snapshot: bytes | None, opening: Opening) -> None:
-        super().__init__(snapshot, opening)
-        self._sink = sink
+    What is pending is rendered by the first read: most who open a queue only write.
+    """
+
+    def __init__(self, node: Queue, sink: Sink | None, opening: Opening) -> None:
+        super().__init__(None, opening)
+        self._node, self._sink = node, sink
         self._receipts: Answer | None = None
 
     async def _read(self, size: int, offset: int) -> bytes:
-        return self._receipts.read(size, offset) if self._receipts else await super()._read(size, offset)
+        if self._receipts is not None:
+            return self._receipts.read(size, offset)
+        if self._snapshot is None:
+            self._snapshot = await self._node.read(self._at)
+        return await super()._read(size, offset)
 
     async def _apply(self, doc: bytes, is_json: bool) -> None:
         if self._sink is None:

@@ -52,7 +52,10 @@ class TreeHandle(FileHandle):
         self._at, self._mode, self._errors = opening.at, opening.mode, opening.errors
         self._limits, self._on_close = opening.limits, opening.on_close
         self._lock = anyio.Lock(fast_acquire=True)
-        self._closed = False
+        self._closed = self._is_discarded = False
+
+    def discard(self) -> None:
+        self._is_discarded = True
 
     def _check(self, need: Mode) -> None:
         if self._closed:
@@ -79,7 +82,7 @@ class TreeHandle(FileHandle):
             raise
 
     async def flush(self, *, final: bool = False) -> None:
-        if self._closed or Mode.WRITE not in self._mode:
+        if self._closed or self._is_discarded or Mode.WRITE not in self._mode:
             return
         try:
             async with self._lock:

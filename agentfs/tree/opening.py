@@ -28,8 +28,7 @@ async def open_leaf(node: Leaf, opening: Opening, *, is_new: bool) -> FileHandle
         case Call():
             return CallHandle(node, opening)
         case Queue():
-            text = await node.read(at) if is_read else None
-            return QueueHandle(await node.sink(at) if Mode.WRITE in opening.mode else None, text, opening)
+            return QueueHandle(node, await node.sink(at) if Mode.WRITE in opening.mode else None, opening)
         case File():
             text = await node.read(at) if node.read and is_read and not is_new else None
             return DocumentHandle(node, text, opening)

@@ -1,0 +1,102 @@
+"""Responses and their headers: files, listings, errors. No file is opened here."""
+
+from __future__ import annotations
+
+import errno
+import stat as _stat
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from starlette.responses import Response
+
+from agentfs.errors import BY_ERRNO, Row, detail_of, row_of
+from agentfs.faces.http.paths import etag
+from agentfs.types import Kind, Path, Stat, rfc3339
+
+_TEXT = "text/plain; charset=utf-8"
+
+
+def json(value: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
+    """*value* as a JSON body."""
+    return Response(msgspec.json.encode(value) + b"\n", status, headers, "application/json")
+
+
+def failure(exc: BaseException, path: str) -> Response:
+    """The answer for *exc*: the table's status, its symbolic errno, *path* as asked for, and what may be told."""
+    return refusal(row_of(exc), path, detail_of(exc))
+
+
+def refusal(row: Row, path: str, detail: str, status: int | None = None) -> Response:
+    """An error body; *status* where HTTP has one of its own (401, 416, 421)."""
+    code = status or row.status
+    headers = {"Retry-After": "1"} if code in (429, 503) else {}
+    if code == 401:
+        headers["WWW-Authenticate"] = "Bearer"
+    return json({"errno": row.name, "path": path, "detail": detail}, headers, code)
+
+
+def unauthorised(path: str) -> Response:
+    """No token, or one that nobody has."""
+    return refusal(BY_ERRNO[errno.EACCES], path, "want Authorization: Bearer TOKEN", 401)
+
+
+def about(st: Stat) -> dict[str, str]:
+    """The headers that say what a file is."""
+    headers = {"X-Agentfs-Kind": st.kind.value, "ETag": etag(st.qid.version)}
+    if st.kind is Kind.STREAM:
+        headers["Cache-Control"] = "no-store"
+    return headers
+
+
+def media_type(st: Stat, body: bytes) -> str:
+    """JSON where the text is, plain text where it is UTF-8, else bytes."""
+    if st.kind is Kind.DATA:
+        return "application/octet-stream"
+    if st.kind in (Kind.FILE, Kind.CALL, Kind.QUEUE) and body.lstrip()[:1] in (b"{", b"["):
+        return "application/json"
+    return _TEXT
+
+
+def content(st: Stat, body: bytes, wanted: str | None, unchanged: str | None, *, is_head: bool) -> Response:
+    """A file's bytes: 200, 206 for one Range, 304 when *unchanged* names this version, 416."""
+    headers = {**about(st), "Accept-Ranges": "bytes"}
+    if st.qid.version and unchanged is not None and etag(st.qid.version) in unchanged:
+        return Response(b"", 304, headers)
+    status, size = 200, len(body)
+    if wanted is not None and (span := _span(wanted, size)) is not None:
+        first, last = span
+        if first > last:
+            return Response(b"", 416, {**headers, "Content-Range": f"bytes */{size}"})
+        headers["Content-Range"], status = f"bytes {first}-{last}/{size}", 206
+        body = body[first : last + 1]
+    headers |= {"Content-Type": media_type(st, body), "Content-Length": str(len(body))}
+    return Response(b"" if is_head else body, status, headers)
+
+
+def _span(header: str, size: int) -> tuple[int, int] | None:
+    """First and last byte of ``bytes=a-b``; None for what may be ignored (RFC 9110); first > last: not to be had."""
+    unit, _, text = header.partition("=")
+    first, dash, last = text.strip().partition("-")
+    is_number = all(part.isdecimal() or not part for part in (first, last)) and len(text) < 40
+    if unit.strip() != "bytes" or not dash or not is_number or not (first or last):
+        return None
+    if not first:
+        return (max(size - int(last), 0), size - 1) if int(last) else (1, 0)
+    begin = int(first)
+    end = min(int(last), size - 1) if last else size - 1
+    return (begin, end) if begin < size and begin <= end else (1, 0)
+
+
+def entry(st: Stat, name: str) -> dict[str, Any]:
+    """One line of a listing."""
+    return {
+        "name": name, "kind": st.kind.value, "mode": f"{_stat.S_IMODE(st.mode):04o}", "size": st.size,
+        "mtime": rfc3339(st.mtime_ns) if st.mtime_ns else "", "version": st.qid.version,
+    }  # fmt: skip
+
+
+def listing(path: Path, found: Sequence[tuple[str, Stat]], cursor: str | None) -> Response:
+    """A page of a directory; *cursor* asks for the next."""
+    entries = [entry(st, name) for name, st in found]
+    return json({"path": path, "entries": entries, "cursor": cursor}, {"X-Agentfs-Kind": "dir"})

@@ -1,0 +1,147 @@
+"""The ASGI application: who asks, for what, and which function answers; every error becomes a row of the table."""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import replace
+from typing import Final, TypeAlias
+
+from starlette.requests import Request
+from starlette.responses import PlainTextResponse, Response
+from starlette.types import Receive, Scope, Send
+
+from agentfs.errors import BY_ERRNO, error, row_of
+from agentfs.faces.http import answers, files, openapi, paths, verbs
+from agentfs.faces.http.files import Ask
+from agentfs.faces.http.watch import Watchers
+from agentfs.limits import Limits
+from agentfs.service import FileService
+from agentfs.types import Kind, Principal
+
+log = logging.getLogger(__name__)
+
+Authenticate: TypeAlias = Callable[[str], Principal | None]
+_QUERY: Final = frozenset({"watch", "recursive", "since", "cursor", "meta"})
+_LOCAL: Final = frozenset({"127.0.0.1", "localhost", "::1"})
+_HELD: Final = 1024
+_METHODS: Final[dict[str, Callable[[Ask], Awaitable[Response]]]] = {
+    "GET": files.get, "HEAD": files.get, "PUT": files.put, "POST": files.post, "DELETE": files.delete,
+    "MKCOL": files.mkcol, "MOVE": files.move,
+}  # fmt: skip
+
+
+class Face:
+    """An ASGI application over *service*; see `app`."""
+
+    def __init__(
+        self, service: FileService, authenticate: Authenticate, limits: Limits, hosts: Collection[str],
+        ready: Callable[[], str | None],
+    ) -> None:  # fmt: skip
+        self._service, self._authenticate, self._limits, self._ready = service, authenticate, limits, ready
+        self._hosts = _LOCAL | {host.lower() for host in hosts}
+        self._trees: OrderedDict[Principal, FileService] = OrderedDict()
+        self._watchers = Watchers(limits.watchers)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "lifespan":
+            await _lifespan(receive, send)
+        elif scope["type"] == "http":
+            response = await self._answer(Request(scope, receive))
+            await response(scope, receive, send)
+
+    async def close(self) -> None:
+        """Refuse what comes from now on and end every watch."""
+        await self._watchers.close()
+
+    async def _answer(self, request: Request) -> Response:
+        shown = request.scope["path"].lstrip("/")
+        try:
+            return self._public(request) or await self._private(request)
+        except OSError as exc:
+            if row_of(exc).errno == errno.EIO:
+                log.exception("%s %s", request.method, shown)
+            return answers.failure(exc, shown)
+        except Exception as exc:  # a bug answers 500 and says nothing of itself
+            log.exception("%s %s", request.method, shown)
+            return answers.failure(exc, shown)
+
+    def _public(self, request: Request) -> Response | None:
+        """What needs no token, and who may not ask at all."""
+        path = request.scope["path"]
+        if path == "/healthz":
+            return PlainTextResponse("ok\n")
+        if _host(request.headers.get("host", "")) not in self._hosts:
+            return answers.refusal(BY_ERRNO[errno.EACCES], "", "Host: not a name of this runtime", 421)
+        if path == "/readyz":
+            missing = "stopping" if self._watchers.is_closing else self._ready()
+            return PlainTextResponse(f"{missing or 'ready'}\n", 503 if missing else 200)
+        return answers.json(openapi.document()) if path == "/openapi.json" else None
+
+    async def _private(self, request: Request) -> Response:
+        kind, _, token = request.headers.get("authorization", "").partition(" ")
+        principal = self._authenticate(token.strip()) if kind.lower() == "bearer" and token else None
+        if principal is None:
+            return answers.unauthorised(request.scope["path"].lstrip("/"))
+        if self._watchers.is_closing:
+            raise error(errno.ENOTCONN)
+        method = _METHODS.get(request.method)
+        if method is None:
+            raise error(errno.EOPNOTSUPP, detail=f"method {request.method[:20]}")
+        raw = request.scope.get("raw_path") or request.scope["path"].encode()
+        path, is_dir = paths.decode(raw.partition(b"?")[0])
+        ask = Ask(request, self._tree(principal), path, is_dir, self._limits)
+        self._check_query(ask)
+        if request.method == "GET" and ask.query("watch") is not None:
+            return await self._watchers.watch(ask, principal)
+        return await (self._verb(ask) if principal.is_operator and not is_dir else method(ask))
+
+    async def _verb(self, ask: Ask) -> Response:
+        path, line = verbs.resolve(ask.request.method, ask.path)
+        ask = replace(ask, path=path)
+        if line:
+            body = await ask.body()
+            return await files.write_as(ask, Kind.CTL, f"{line} ".encode() + body.rstrip(b"\n") + b"\n")
+        return await _METHODS[ask.request.method](ask)
+
+    def _tree(self, principal: Principal) -> FileService:
+        tree = self._trees.get(principal)
+        if tree is None:
+            tree = self._trees[principal] = self._service.attach(principal)
+            if len(self._trees) > _HELD:
+                self._trees.popitem(last=False)
+        self._trees.move_to_end(principal)
+        return tree
+
+    @staticmethod
+    def _check_query(ask: Ask) -> None:
+        for key in ask.request.query_params:
+            if key not in _QUERY:
+                raise error(errno.EINVAL, ask.path, f"query: {key[:40]!r}: want {' '.join(sorted(_QUERY))}")
+
+
+def app(
+    service: FileService, authenticate: Authenticate, limits: Limits, *, hosts: Collection[str],
+    ready: Callable[[], str | None],
+) -> Face:  # fmt: skip
+    """The HTTP face over *service*: a token selects a principal by *authenticate*, and the tree is attached to it.
+
+    *hosts* are accepted in a Host header beside loopback names; *ready* gives None, or what is missing.
+    """
+    return Face(service, authenticate, limits, hosts, ready)
+
+
+def _host(header: str) -> str:
+    if header.startswith("["):
+        return header[1:].partition("]")[0].lower()
+    return header.partition(":")[0].lower()
+
+
+async def _lifespan(receive: Receive, send: Send) -> None:
+    while True:
+        message = await receive()
+        await send({"type": f"{message['type']}.complete"})
+        if message["type"] == "lifespan.shutdown":
+            return

@@ -1,0 +1,42 @@
+"""Serving the application with hypercorn on trio: bind, announce, drain."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import trio
+from hypercorn.config import Config
+from hypercorn.trio import serve as hypercorn_serve
+
+from agentfs.faces.http.app import Face
+
+GRACE_SECONDS = 10.0
+
+
+async def serve(
+    face: Face, listen: str, *, shutdown: Callable[[], Awaitable[object]],
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:  # fmt: skip
+    """Serve *face* at ``HOST:PORT`` (port 0: any) until *shutdown* returns, then at most 10 s for what runs.
+
+    Started with the address bound. Raises OSError (EADDRINUSE ...) when it cannot bind.
+    """
+    config = Config()
+    config.bind = [listen]
+    config.graceful_timeout = GRACE_SECONDS
+    config.accesslog = config.errorlog = None
+    config.include_server_header = False
+    config.h11_max_incomplete_size = 64 << 10
+
+    async def trigger() -> None:
+        await shutdown()
+        await face.close()
+
+    async with trio.open_nursery() as nursery:
+        binds = await nursery.start(
+            lambda task_status: hypercorn_serve(
+                face,  # type: ignore[arg-type]  # hypercorn's own typing of ASGI
+                config, shutdown_trigger=trigger, mode="asgi", task_status=task_status,
+            )
+        )  # fmt: skip
+        task_status.started(binds[0].removeprefix("http://"))
