@@ -37,7 +37,7 @@ def test_start_and_stop_are_each_done_once(machine: Machine, tmp_path: Path) -> 
     assert machine.look()["is_ready"] is True
     assert machine.mounted() == 1
     listing = subprocess.run(["ls", link / "agents"], capture_output=True, timeout=20, check=True)
-    assert listing.stdout == b"demo\n"
+    assert listing.stdout == b"demo\nnew\n"
     assert "stopped process" in machine.run("umount", f"--link={link}")
     assert not link.is_symlink()
     assert machine.mounted() == 0

@@ -88,9 +88,9 @@ def test_stop_ends_a_running_tick_while_a_tick_is_written(machine: Machine, tmp_
     )
     assert done.returncode == 0, done
     until(machine, "grep -q ECANCELED $M/agents/slow/logs/ticks")
-    assert machine.shell("pgrep -f sleeper.py | wc -l").stdout.strip() in {"0", "1", "2"}
+    assert machine.shell("pgrep -f '[s]leeper.py' | wc -l").stdout.strip() in {"0", "1", "2"}
     machine.shell("echo pause > $M/agents/slow/ctl; echo stop > $M/agents/slow/ctl")
-    until(machine, "! pgrep -f sleeper.py > /dev/null")
+    until(machine, "! pgrep -f '[s]leeper.py' > /dev/null")
 
 
 def test_exec_program_has_its_own_view_url_and_token(machine: Machine) -> None:
