@@ -2,8 +2,8 @@
 # One command to a mounted, working agent: installs what is missing, then hands over to `agentfs`.
 set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
-# shellcheck source=scripts/setup.sh
-. "$here/scripts/setup.sh"
+# shellcheck source=.ci/setup.sh
+. "$here/.ci/setup.sh"
 
 usage() {
   cat <<'END'

@@ -3,8 +3,8 @@
 # usage: test.sh [ARGUMENTS FOR PYTEST]
 set -euo pipefail
 here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd -P)
-# shellcheck source=scripts/setup.sh
-. "$here/scripts/setup.sh"
+# shellcheck source=.ci/setup.sh
+. "$here/.ci/setup.sh"
 cd "$here"
 
 tools() {

@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import msgspec
+import pytest
 import trio
 
 from agentfs.engine.agent import Agent
@@ -93,3 +94,16 @@ async def pending(engine: Engine, agent: str) -> list[EnvelopeRow]:
 async def dead(engine: Engine, agent: str) -> list[DeadRow]:
     """The dead letters of *agent*."""
     return list(await engine.core.store.scan(DeadRow, agent, by="seq"))
+
+
+async def fails(code: int, awaitable: Any) -> OSError:
+    """Expect an OSError with this errno."""
+    with pytest.raises(OSError) as caught:
+        await awaitable
+    assert caught.value.errno == code, caught.value
+    return caught.value
+
+
+async def started(engine: Engine, name: str = "a", **config: Any) -> str:
+    """A new agent run by `Script`."""
+    return await engine.create(name, settings(**config))

@@ -117,7 +117,7 @@ def test_tests_are_never_skipped() -> None:
 
 
 def test_lock_files_name_no_place() -> None:
-    locks = sorted(HERE.glob("requirements*.lock"))
+    locks = sorted((HERE / ".ci").glob("requirements*.lock"))
     assert len(locks) == 3
     for lock in locks:
         text = lock.read_text()

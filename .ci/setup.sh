@@ -86,7 +86,7 @@ rank() { case $1 in dev) echo 3 ;; fuse) echo 2 ;; *) echo 1 ;; esac; }
 lock_of() { case $1 in base) echo requirements.lock ;; *) echo "requirements-$1.lock" ;; esac; }
 
 # What an environment is made from: it is stale when this changes.
-checksum() { cat "$here"/requirements*.lock "$here/pyproject.toml" "$here/scripts/setup.sh" | sha256sum | cut -d' ' -f1; }
+checksum() { cat "$here"/.ci/requirements*.lock "$here/pyproject.toml" "$here/.ci/setup.sh" | sha256sum | cut -d' ' -f1; }
 
 is_ready() {
   local sum level
@@ -118,7 +118,7 @@ make_environment() {
     quietly "$python" -m venv --clear "$venv"
   fi
   say "installing $(lock_of "$1") into .venv$([ "$1" = base ] || echo '; building pyfuse3 takes half a minute')"
-  quietly "$venv/bin/python" -m pip install --require-hashes -r "$here/$(lock_of "$1")"
+  quietly "$venv/bin/python" -m pip install --require-hashes -r "$here/.ci/$(lock_of "$1")"
   quietly "$venv/bin/python" -m pip install --no-deps --no-build-isolation -e "$here"
   echo "$sum $1" >"$venv/stamp"
 }
