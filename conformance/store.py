@@ -26,7 +26,7 @@ Check: TypeAlias = Callable[[Bench], Awaitable[None]]
 
 async def rows_come_back_whole(bench: Bench) -> None:
     """Every column type, empty and extreme values and odd text are read as they were written."""
-    odd = 'é€😀 "\'\\\x00\n;--'
+    odd = "é€😀 \"'\\\x00\n;--"
     rows: list[Row] = [
         AgentRow(id="a", created_at_ns=-(1 << 63), config=odd, config_at_ns=(1 << 63) - 1, is_paused=True),
         StateRow(agent="a", state="x" * (1 << 20)),

@@ -53,9 +53,7 @@ class Mount:
         """What the server has written to stderr."""
         return self._said or os.pread(self._log, 1 << 20, 0).decode()
 
-    def run(
-        self, *argv: str, stdin: str | bytes = b"", timeout: float = TIMEOUT_S
-    ) -> subprocess.CompletedProcess[str]:
+    def run(self, *argv: str, stdin: str | bytes = b"", timeout: float = TIMEOUT_S) -> subprocess.CompletedProcess[str]:
         """Run a tool in the mount's directory; its output as text."""
         return subprocess.run(
             argv,

@@ -112,7 +112,7 @@ def test_ctl_call_and_queue(mount: Mount) -> None:
     assert mount.out("cat $M/ctl").count("EINVAL") == 1
     assert mount.out("exec 3<>$M/sign; printf hello >&3; cat <&3") == "HELLO"
     assert mount.out("cat $M/sign") == "write bytes, read them back\n"
-    assert mount.out("exec 3<>$M/inbox; echo '{\"a\":1}{\"b\":22}' >&3; cat <&3") == "accepted 7\naccepted 8\n"
+    assert mount.out('exec 3<>$M/inbox; echo \'{"a":1}{"b":22}\' >&3; cat <&3') == "accepted 7\naccepted 8\n"
     assert mount.out("echo text > $M/inbox; wc -l < $M/log") == "3\n"
 
 

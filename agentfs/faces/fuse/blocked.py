@@ -18,7 +18,7 @@ from agentfs.faces.fuse import signals
 log = logging.getLogger(__name__)
 
 _PERIOD_S = 0.1
-_PERIOD_PER_READ_S = 0.001
+_PERIOD_PER_READ_S = 0.0003
 _BURST = 32
 
 
