@@ -19,9 +19,9 @@ import msgspec
 import typer
 
 from agentctl import messages
-from agentctl.command import Form, Options, Session, State, Token, Url, add, silence
+from agentctl.command import Form, Options, Session, State, Token, Url, add
 from agentctl.discover import find_token
-from agentctl.output import INTERRUPTED, PIPE_CLOSED, exit_code, failure, legend, printable
+from agentctl.output import INTERRUPTED, PIPE_CLOSED, exit_code, failure, legend, printable, silence
 from agentctl.wire import Entry, tidy
 from agentfs.errors import error
 from agentfs.types import agent_id
@@ -347,6 +347,7 @@ def run(args: list[str] | None = None) -> int:
         silence()
         return PIPE_CLOSED
     except OSError as exc:
+        silence()
         typer.echo(failure(exc, None), err=True)
         return exit_code(exc)
 

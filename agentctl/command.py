@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import os
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields
 from functools import cached_property
@@ -19,7 +17,7 @@ import typer
 
 from agentctl.client import Client
 from agentctl.discover import Flags, Target, discover
-from agentctl.output import INTERRUPTED, PIPE_CLOSED, Format, Output, exit_code, failure
+from agentctl.output import INTERRUPTED, PIPE_CLOSED, Format, Output, exit_code, failure, silence
 
 PANEL = "Connection and output"
 State = Annotated[
@@ -123,11 +121,3 @@ def _guarded(form: Format | None) -> Iterator[None]:
     except OSError as exc:
         typer.echo(failure(exc, form), err=True)
         raise typer.Exit(exit_code(exc)) from None
-
-
-def silence() -> None:
-    """Point standard output at nothing, so that the interpreter's last flush cannot fail again."""
-    nothing = os.open(os.devnull, os.O_WRONLY)
-    with contextlib.suppress(OSError, ValueError):
-        os.dup2(nothing, sys.stdout.fileno())
-    os.close(nothing)

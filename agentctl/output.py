@@ -10,6 +10,7 @@ import enum
 import errno
 import io
 import itertools
+import os
 import shutil
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -89,6 +90,14 @@ def parse(raw: bytes) -> object:
         return {"base64": raw}  # msgspec writes bytes as base64
 
 
+def silence() -> None:
+    """Point standard output at nothing, so that the interpreter's last flush cannot fail again."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(nothing, sys.stdout.fileno())
+    os.close(nothing)
+
+
 @dataclass(slots=True)
 class Output:
     """Standard output in the form asked for; *form* None: a table on a terminal, JSON (or exact bytes) otherwise."""
@@ -104,6 +113,7 @@ class Output:
         except BrokenPipeError:
             raise
         except OSError as exc:
+            silence()
             raise OSError(exc.errno, exc.strerror, "standard output") from exc
 
     def value(self, data: object) -> None:

@@ -80,3 +80,9 @@ def detail_of(exc: BaseException) -> str:
     if isinstance(exc, OSError) and exc.errno in BY_ERRNO and exc.errno != errno.EIO:
         return exc.strerror or BY_ERRNO[exc.errno].text
     return BY_ERRNO[errno.EIO].text
+
+
+def only(group: BaseExceptionGroup[BaseException]) -> BaseException:
+    """The first real error in *group*: what a caller who knows nothing of task groups should see."""
+    first = group.exceptions[0]
+    return only(first) if isinstance(first, BaseExceptionGroup) else first

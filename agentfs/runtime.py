@@ -5,7 +5,6 @@ It decides nothing about files, ticks or protocols.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import signal
@@ -26,6 +25,7 @@ from agentfs.config import Config
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import InlineProgram, Settings, parse_settings
+from agentfs.errors import only
 from agentfs.faces.http import app, serve
 from agentfs.house import Spaces, build
 from agentfs.ports import Clock, Store
@@ -176,8 +176,10 @@ async def run(config: Config) -> None:
     logline.configure(config.log_level)
     clock, stop = SystemClock(), trio.Event()
     token = StateDir(config.state).token.read_text().strip()
-    async with opened(config, clock) as store, trio.open_nursery() as nursery:
-        nursery.start_soon(_signals, stop)
-        with contextlib.suppress(trio.Cancelled):
+    try:
+        async with opened(config, clock) as store, trio.open_nursery() as nursery:
+            nursery.start_soon(_signals, stop)
             await Runtime(config, store, clock, token).run(stop)
-        nursery.cancel_scope.cancel()
+            nursery.cancel_scope.cancel()
+    except BaseExceptionGroup as group:
+        raise only(group) from group

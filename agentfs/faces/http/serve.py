@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
+import socket
 from collections.abc import Awaitable, Callable
 
 import trio
 from hypercorn.config import Config
 from hypercorn.trio import serve as hypercorn_serve
 
+from agentfs.errors import error
 from agentfs.faces.http.app import Face
 
 GRACE_SECONDS = 10.0
@@ -21,8 +24,9 @@ async def serve(
 
     Started with the address bound. Raises OSError (EADDRINUSE ...) when it cannot bind.
     """
+    bound = _bind(listen)
     config = Config()
-    config.bind = [listen]
+    config.bind = [f"fd://{bound.fileno()}"]
     config.graceful_timeout = GRACE_SECONDS
     config.accesslog = config.errorlog = None
     config.include_server_header = False
@@ -40,3 +44,14 @@ async def serve(
             )
         )  # fmt: skip
         task_status.started(binds[0].removeprefix("http://"))
+
+
+def _bind(listen: str) -> socket.socket:
+    """A socket bound to ``HOST:PORT``. EBUSY when the address is taken, EACCES or EINVAL when it cannot be had."""
+    host, _, port = listen.rpartition(":")
+    host = host.strip("[]")
+    try:
+        return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+    except OSError as exc:
+        code = {errno.EADDRINUSE: errno.EBUSY, errno.EACCES: errno.EACCES}.get(exc.errno or 0, errno.EINVAL)
+        raise error(code, listen, exc.strerror or str(exc)) from exc
