@@ -20,6 +20,7 @@ from pathlib import Path
 FENCE = re.compile(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = "== done"
 PLAIN = (
+    (r"(?m)^(/dev/fd/\d+|bash): (line \d+: )?", "bash: "),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "ID"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),
     (r"\b[0-9a-f]{64}\b", "HASH"),

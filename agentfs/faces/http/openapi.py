@@ -53,6 +53,13 @@ _PATH: dict[str, Any] = {
         {"200": "The answer or receipt", "201": "Created", "204": "Done"}, requestBody=_BYTES, parameters=[_KEY],
     ),
     "delete": _operation("Remove a file or an empty directory", {"204": "Removed"}, parameters=[_IF_MATCH]),
+    "x-methods": {  # methods that OpenAPI has no word for
+        "mkcol": _operation("Make a directory", {"201": "Made"}),
+        "move": _operation(
+            "Rename", {"204": "Renamed"},
+            parameters=[_header("Destination", "The new path."), _header("Overwrite", "F: never replace.")],
+        ),
+    },
 }  # fmt: skip
 _ERROR: dict[str, Any] = {
     "type": "object",
