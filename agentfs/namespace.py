@@ -8,11 +8,11 @@ from __future__ import annotations
 import errno
 import shlex
 import stat as _stat
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from agentfs.errors import error
 from agentfs.service import FileHandle, FileService
@@ -31,19 +31,20 @@ from agentfs.types import (
     clean,
     join,
     split,
-)  # fmt: skip
+)
+from agentfs.views import NamedHandle, named
 
 T = TypeVar("T")
+MOUNTS_MAX: Final = 1 << 14  # ENOSPC: members of one table
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Mount:
-    """One member of a union: *service*, of which the subtree *root* is seen; ``line`` is its line in the script."""
+    """One member of a union: *service*, called *name* in the script, of which the subtree *root* is seen."""
 
     service: FileService
     root: Path
     name: str
-    line: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,7 @@ class _Node:
 
     members: tuple[Mount, ...] = ()
     children: Mapping[str, _Node] = field(default_factory=dict)
+    count: int = 0  # of members here and below
 
 
 @dataclass(slots=True)
@@ -59,7 +61,7 @@ class _Table:
     """The mount table that a namespace and everything attached to it share."""
 
     root: _Node = field(default_factory=_Node)
-    lines: tuple[str, ...] = ()
+    names: dict[str, FileService] = field(default_factory=dict)  # may hold names that are mounted no more
 
 
 @lru_cache(maxsize=1 << 16)
@@ -71,7 +73,7 @@ def _number(member: str, number: int) -> int:
 def _own(st: Stat, at: Path, member: Mount, name: str) -> Stat:
     """*st* with a number of its own among all members, under the name it was asked for."""
     number = _number(f"{member.name}:{at}", st.qid.path)
-    return replace(st, name=name, qid=Qid(number, st.qid.version))
+    return Stat(name, st.mode, st.size, st.mtime_ns, Qid(number, st.qid.version), st.kind)
 
 
 class Namespace(FileService):
@@ -79,73 +81,103 @@ class Namespace(FileService):
 
     def __init__(self, table: _Table | None = None, principal: Principal | None = None) -> None:
         self._table, self._principal = table or _Table(), principal
+        self._attached: dict[Mount, FileService] = {}
 
     def attach(self, principal: Principal) -> Namespace:
         return Namespace(self._table, principal)
 
     def fork(self) -> Namespace:
         """A copy that later mounts do not touch, nor does it touch this (rfork RFNAMEG)."""
-        return Namespace(_Table(self._table.root, self._table.lines), self._principal)
+        return Namespace(_Table(self._table.root, dict(self._table.names)), self._principal)
 
     # -- the table -------------------------------------------------------------------------------------------------
 
-    def mount(self, service: FileService, at: Path, flag: Bind = Bind.REPLACE, *, name: str) -> None:
-        """Show *service* at *at*; *name* is what the script calls it. EINVAL for the path or the name."""
+    def mount(self, service: FileService, at: Path, flag: Bind = Bind.REPLACE, *, name: str, root: Path = ROOT) -> None:
+        """Show *service*, or its subtree *root*, at *at*; *name* is what the script calls it.
+
+        ``before`` and ``after`` add to what is *mounted* at *at*; what another service has there is hidden.
+        EINVAL for the path or the name, EEXIST when *name* stands for another service, ELOOP for this namespace.
+        """
         check_name(name)
-        line = _line("mount", name, f"/{_checked(at)}", flag)
-        self._join(at, (Mount(service, ROOT, name, line),), flag, line)
+        if isinstance(service, Namespace) and service._table is self._table:
+            raise error(errno.ELOOP, at, "a namespace cannot be mounted in itself")
+        known = self._table.names.get(name, service)
+        if known is not service and any(m.service is known for _, ms in _walk(self._table.root) for m in ms):
+            raise error(errno.EEXIST, at, f"name {name!r} stands for another service")
+        self._join(_checked(at), (Mount(service, clean(root), name),), flag)
+        self._table.names[name] = service
 
     def bind(self, new: Path, old: Path, flag: Bind = Bind.REPLACE) -> None:
-        """Make *old* show what *new* shows now. ENOENT when *new* is below no mount."""
-        found = self._members(_checked(new))
-        if not found:
+        """Make *old* show what *new* shows now, mounts beneath it included (those beneath *old* win where both are).
+
+        ENOENT when *new* is below no mount, ENOSPC for a table of more than `MOUNTS_MAX` members.
+        """
+        _checked(old)
+        found, point = [Mount(m.service, inner, m.name) for _, m, inner in self._members(clean(new))], self._node(new)
+        if not found and point is None:
             raise error(errno.ENOENT, new)
-        line = _line("bind", f"/{new}", f"/{_checked(old)}", flag)
-        self._join(old, tuple(Mount(m.service, join(m.root, rest), m.name, line) for _, m, rest in found), flag, line)
+        draft = self.fork()  # all of it or nothing
+        draft._join(old, tuple(found), flag)
+        for at, members in list(_walk(point or _Node())):
+            here = draft._node(_checked(join(old, at)))
+            if at and (flag is Bind.REPLACE or here is None or not here.members):
+                draft._join(join(old, at), tuple(Mount(m.service, m.root, m.name) for m in members), Bind.REPLACE)
+        self._table.root = draft._table.root
 
     def unmount(self, at: Path) -> None:
         """Undo every mount and bind at *at* itself. EINVAL when there is none."""
         node = self._node(_checked(at))
         if node is None or not node.members:
             raise error(errno.EINVAL, at, "nothing is mounted here")
-        dropped = {m.line for m in node.members}
         self._table.root = _with(self._table.root, _parts(at), ())
-        self._table.lines = tuple(line for line in self._table.lines if line not in dropped)
+        self._table.names = {m.name: m.service for _, members in _walk(self._table.root) for m in members}
 
     def script(self) -> str:
-        """The table as lines that `replay` takes: ``mount NAME PATH [before|after]``, ``bind PATH PATH [...]``."""
-        return "".join(f"{line}\n" for line in self._table.lines)
+        """The table as lines that `replay` takes: ``mount NAME PATH [before|after]``, ``bind NEW PATH [...]``.
+
+        A bind stands as ``bind '#NAME/PATH' OLD``: it shows the same whatever became of the place it was bound from.
+        """
+        lines: list[str] = []
+        for at, members in _walk(self._table.root):
+            for i, m in enumerate(members):
+                verb = ["bind", f"#{m.name}/{m.root}"] if m.root else ["mount", m.name]
+                lines.append(shlex.join([*verb, f"/{at}", *(["after"] if i else [])]))
+        return "".join(f"{line}\n" for line in lines)
 
     def replay(self, text: str, services: Mapping[str, FileService]) -> None:
-        """Apply a script on top of the table, all of it or nothing. EINVAL naming the line, ENOENT for a service."""
+        """Apply a script on top of the table, all of it or nothing. EINVAL naming the line and the reason."""
         draft = self.fork()
-        for number, line in enumerate(text.splitlines(), 1):
+        for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a name may hold U+2028
             try:
                 draft._apply(shlex.split(line, comments=True), services)
             except (OSError, ValueError) as exc:
                 raise error(errno.EINVAL, detail=f"line {number}: {exc}") from exc
-        self._table.root, self._table.lines = draft._table.root, draft._table.lines
+        self._table.root, self._table.names = draft._table.root, draft._table.names
 
     def _apply(self, words: list[str], services: Mapping[str, FileService]) -> None:
         match words:
             case []:
                 return
             case ["mount", name, at, *flag] if name in services:
-                self.mount(services[name], Path(at.lstrip("/")), _flag(flag), name=name)
+                self.mount(services[name], Path(at.removeprefix("/")), _flag(flag), name=name)
+            case ["bind", new, old, *flag] if new.startswith("#") and new[1:].partition("/")[0] in services:
+                name, _, root = new[1:].partition("/")
+                self.mount(services[name], Path(old.removeprefix("/")), _flag(flag), name=name, root=Path(root))
             case ["mount", name, *_] if name not in services:
                 raise error(errno.ENOENT, detail=f"no service {name!r}")
             case ["bind", new, old, *flag]:
-                self.bind(Path(new.lstrip("/")), Path(old.lstrip("/")), _flag(flag))
+                self.bind(Path(new.removeprefix("/")), Path(old.removeprefix("/")), _flag(flag))
             case _:
                 raise error(errno.EINVAL, detail=f"{' '.join(words)[:80]!r}: want mount NAME PATH or bind PATH PATH")
 
-    def _join(self, at: Path, members: tuple[Mount, ...], flag: Bind, line: str) -> None:
+    def _join(self, at: Path, members: tuple[Mount, ...], flag: Bind) -> None:
         node = self._node(at)
         here = node.members if node else ()
-        gone: set[str] = {m.line for m in here} if flag is Bind.REPLACE else set()
         union = {Bind.REPLACE: members, Bind.BEFORE: (*members, *here), Bind.AFTER: (*here, *members)}[flag]
-        self._table.root = _with(self._table.root, _parts(at), union)
-        self._table.lines = (*(old for old in self._table.lines if old not in gone), line)
+        root = _with(self._table.root, _parts(at), union)
+        if root.count > MOUNTS_MAX:
+            raise error(errno.ENOSPC, at, f"limit {MOUNTS_MAX} mounts")
+        self._table.root = root
 
     # -- resolving -------------------------------------------------------------------------------------------------
 
@@ -170,16 +202,36 @@ class Namespace(FileService):
         return [(at, m, join(m.root, rest)) for m in nearest]
 
     def _bound(self, member: Mount) -> FileService:
-        return member.service if self._principal is None else member.service.attach(self._principal)
+        if self._principal is None:
+            return member.service
+        if (found := self._attached.get(member)) is None:
+            if len(self._attached) > self._table.root.count:  # some are mounted no more
+                live = {m for _, members in _walk(self._table.root) for m in members}
+                self._attached = {m: s for m, s in self._attached.items() if m in live}
+            found = self._attached[member] = member.service.attach(self._principal)
+        return found
 
-    async def _first(self, path: Path, act: Callable[[FileService, Path], Awaitable[T]]) -> tuple[T, Path, Mount]:
-        """What the first member that has *path* answers. ENOENT when none has it."""
+    async def _first(self, path: Path, act: Callable[[FileService, Path], Awaitable[T]]) -> tuple[T, Path, Mount, Path]:
+        """What the first member that has *path* answers: answer, mount point, member, inner path. ENOENT: none has."""
+        absent = error(errno.ENOENT, path)
         for at, member, inner in self._members(path):
             try:
-                return await act(self._bound(member), inner), at, member
-            except FileNotFoundError:
-                continue
-        raise error(errno.ENOENT, path)
+                return await act(self._bound(member), inner), at, member, inner
+            except FileNotFoundError as exc:
+                absent = exc
+            except NotADirectoryError as exc:
+                if not await self._is_dir(split(path)[0]):
+                    raise named(exc, path) from None
+            except OSError as exc:
+                raise named(exc, path) from None
+        raise named(absent, path)
+
+    async def _is_dir(self, path: Path) -> bool:
+        """Whether the union shows a directory at *path*, or nothing: what a later member has there does not count."""
+        try:
+            return (await self.stat(path)).is_dir
+        except (FileNotFoundError, NotADirectoryError) as exc:
+            return isinstance(exc, FileNotFoundError)
 
     def _is_point(self, path: Path) -> bool:
         """Whether *path* is the root, a mount point or above one: it cannot be removed or replaced."""
@@ -189,64 +241,91 @@ class Namespace(FileService):
 
     async def stat(self, path: Path) -> Stat:
         try:
-            found, at, member = await self._first(path, lambda s, p: s.stat(p))
-        except FileNotFoundError:
+            found, at, member, _ = await self._first(path, lambda s, p: s.stat(p))
+        except (FileNotFoundError, NotADirectoryError):
             if not self._is_point(path):
                 raise
             return _synthetic(path)
-        return _own(found, at, member, split(path)[1])
+        node = self._node(path)
+        if node is not None and not found.is_dir and (node.children or not node.members):
+            return _synthetic(path)
+        st = _own(found, at, member, split(path)[1])
+        return await self._union(path, st) if node is not None and len(node.members) > 1 and st.is_dir else st
+
+    async def _union(self, path: Path, first: Stat) -> Stat:
+        """*first* with the permissions of every member: something can be created here if any of them lets it."""
+        mode = first.mode
+        for _, member, inner in self._members(path)[1:]:
+            try:
+                st = await self._bound(member).stat(inner)
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            mode |= st.mode & 0o777 if st.is_dir else 0
+        return replace(first, mode=mode)
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
-        node, is_there = self._node(path), self._is_point(path)
+        node, members = self._node(path), self._members(path)
+        if not (await self.stat(path)).is_dir:
+            raise error(errno.ENOTDIR, path)
+        is_alone = len(members) == 1 and (node is None or not node.children)
         found: dict[str, Stat] = {}
-        for at, member, inner in self._members(path):
+        for at, member, inner in members:
+            for st in await self._pages(member, inner, after, limit, is_alone):
+                found.setdefault(st.name, _own(st, at, member, st.name))
+        points = {name for name in node.children if name > after} if node else set()
+        names = sorted(found.keys() | points)[:limit]
+        return [await self._point(join(path, name)) if name in points else found[name] for name in names]
+
+    async def _pages(self, member: Mount, inner: Path, after: str, limit: int, is_alone: bool) -> Sequence[Stat]:
+        """*limit* entries, or all there are: a short page is no end, and what it left out must not be passed over."""
+        found: list[Stat] = []
+        while len(found) < limit:
             try:
                 page = await self._bound(member).list(inner, after, limit)
-            except (FileNotFoundError, NotADirectoryError) as exc:
-                if isinstance(exc, NotADirectoryError) and not is_there:
-                    raise
-                continue
-            is_there = True
-            for st in page:
-                found.setdefault(st.name, _own(st, at, member, st.name))
-        if not is_there:
-            raise error(errno.ENOENT, path)
-        for name in node.children if node else ():
-            if name > after:
-                found[name] = await self.stat(join(path, name))
-        return [found[name] for name in sorted(found)[:limit]]
+            except (FileNotFoundError, NotADirectoryError):
+                break
+            found += page
+            if is_alone or not page or page[-1].name <= after:
+                break
+            after = page[-1].name
+        return found
+
+    async def _point(self, path: Path) -> Stat:
+        """A mount point as its parent lists it: a member that fails is no reason to show nothing."""
+        try:
+            return await self.stat(path)
+        except OSError:
+            return _synthetic(path)
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        try:
-            return (await self._first(path, lambda s, p: s.open(p, mode, want=want)))[0]
-        except FileNotFoundError:
-            if self._is_point(path):
-                raise error(errno.EISDIR, path) from None
-            raise
+        if self._is_point(path) and (await self.stat(path)).is_dir:
+            raise error(errno.EISDIR, path)
+        handle, _, _, inner = await self._first(path, lambda s, p: s.open(p, mode, want=want))
+        return handle if inner == path else NamedHandle(handle, path)
 
     async def _make(self, path: Path, act: Callable[[FileService, Path], Awaitable[T]]) -> T:
-        """Create in the first member that does not refuse with EACCES; the last refusal is raised."""
-        refusal: OSError = error(errno.EACCES, path, "nothing can be created here")
+        """Create in the first member that does not refuse with EACCES or EROFS; the last refusal is raised."""
+        refusal, top = error(errno.EACCES, path, "nothing can be created here"), split(path)[0]
+        if not await self._is_dir(top):
+            raise error(errno.ENOTDIR, path)
         for _, member, inner in self._members(path):
             try:
                 return await act(self._bound(member), inner)
-            except (PermissionError, FileNotFoundError) as exc:
-                if exc.errno == errno.EPERM:
-                    raise
-                refusal = exc
-        raise refusal
+            except OSError as exc:
+                if exc.errno not in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
+                    raise named(exc, path) from None
+                if not isinstance(exc, FileNotFoundError) or not self._is_point(top):
+                    refusal = exc
+        raise named(refusal, path)
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        if self._is_point(path):
-            raise error(errno.EISDIR, path)
         try:
             st = await self.stat(path)
         except FileNotFoundError:
-            return await self._make(path, lambda s, p: s.create(p, mode, want=want))
-        if want.exclusive:
+            handle = await self._make(path, lambda s, p: s.create(p, mode, want=want))
+            return NamedHandle(handle, path) if self._members(path)[0][2] != path else handle
+        if want.exclusive or st.is_dir:
             raise error(errno.EEXIST, path)
-        if st.kind is Kind.DIR:
-            raise error(errno.EISDIR, path)
         return await self.open(path, mode, want=want)
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
@@ -265,12 +344,18 @@ class Namespace(FileService):
     async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
         if self._is_point(old) or self._is_point(new):
             raise error(errno.EBUSY, old, "a mount point")
-        _, _, member = await self._first(old, lambda s, p: s.stat(p))
-        inner = next(p for _, m, p in self._members(old) if m is member)
+        _, _, member, inner = await self._first(old, lambda s, p: s.stat(p))
         target = next((p for _, m, p in self._members(new) if m is member), None)
-        if target is None:
+        try:
+            holder = (await self._first(new, lambda s, p: s.stat(p)))[2]
+        except FileNotFoundError:
+            holder = member
+        if target is None or holder is not member:
             raise error(errno.EXDEV, new)
-        await self._bound(member).rename(inner, target, want=want)
+        try:
+            await self._bound(member).rename(inner, target, want=want)
+        except OSError as exc:
+            raise named(exc, new if exc.filename == target != inner else old) from None
 
 
 def _checked(path: Path) -> Path:
@@ -286,16 +371,21 @@ def _parts(path: Path) -> list[str]:
 def _with(node: _Node, parts: Sequence[str], members: tuple[Mount, ...]) -> _Node:
     """*node* with the union *members* at *parts*; places that hold nothing are dropped."""
     if not parts:
-        return replace(node, members=members)
-    child = _with(node.children.get(parts[0], _Node()), parts[1:], members)
+        return replace(node, members=members, count=node.count - len(node.members) + len(members))
+    before = node.children.get(parts[0], _Node())
+    child = _with(before, parts[1:], members)
     children = {**node.children, parts[0]: child}
-    if not child.members and not child.children:
+    if not child.count:
         del children[parts[0]]
-    return replace(node, children=children)
+    return replace(node, children=children, count=node.count - before.count + child.count)
 
 
-def _line(verb: str, what: str, at: str, flag: Bind) -> str:
-    return shlex.join([verb, what, at, *([] if flag is Bind.REPLACE else [flag.value])])
+def _walk(node: _Node, at: Path = ROOT) -> Iterator[tuple[Path, tuple[Mount, ...]]]:
+    """Every place that has members, with its path below *at*, parents first."""
+    if node.members:
+        yield at, node.members
+    for name in sorted(node.children):
+        yield from _walk(node.children[name], join(at, name))
 
 
 def _flag(words: Sequence[str]) -> Bind:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import bisect
 import errno
 import os
+import re
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Sequence
@@ -19,6 +20,7 @@ from agentfs.errors import error
 from agentfs.ports import Clock, Line, LogHead
 from agentfs.types import Record
 
+_CURSOR = re.compile(r"([0-9a-f]+)-([0-9]{1,18})\Z")
 OLDEST = "0"
 """The cursor before the oldest record held."""
 
@@ -161,10 +163,10 @@ class Follow:
             return cls(log, heads[-1].next if heads and not log.is_finished else 0)
         if cursor == OLDEST:
             return cls(log, 0)
-        epoch, _, number = cursor.rpartition("-")
-        if not epoch or not number.isdecimal() or len(number) > 18:
+        parts = _CURSOR.match(cursor)
+        if parts is None:
             raise error(errno.EINVAL, detail=f"cursor {cursor[:60]!r}: want <epoch>-<seq>")
-        seq = int(number)
+        epoch, seq = parts[1], int(parts[2])
         for head in heads:
             if head.epoch == epoch and head.first - 1 <= seq < head.next:
                 return cls(log, seq + 1)

@@ -26,7 +26,7 @@ from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import InlineProgram, Settings, parse_settings
 from agentfs.errors import only
-from agentfs.faces.http import app, serve
+from agentfs.faces.http import Face, app, serve
 from agentfs.house import Spaces, build
 from agentfs.ports import Clock, Store
 from agentfs.providers.clock import SystemClock
@@ -99,6 +99,7 @@ class Runtime:
         self.house, self._spaces = build(self.engine, default, Programs.check, _shown(config))
         self._tree = Checked(self.house, config.limits)
         self._missing: str | None = "starting"
+        self._served = trio.Event()  # the HTTP face has ended its requests and watches
 
     def _view(self, agent: str) -> Any:
         return self._spaces.of(agent).attach(Principal("agent", agent))
@@ -121,6 +122,8 @@ class Runtime:
                 self._missing, self.house.door.is_shut = "stopping", True
                 listening.set()
                 await self.engine.drain(self.config.drain_seconds)
+                with trio.move_on_after(self.config.drain_seconds):
+                    await self._served.wait()
                 mounting.cancel()
                 nursery.cancel_scope.cancel()
 
@@ -128,14 +131,20 @@ class Runtime:
         config = self.config
         hosts = {config.address[0], *config.hosts}
         asgi = app(self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready)
-        address = await nursery.start(
-            lambda task_status: serve(asgi, config.listen, shutdown=stopping.wait, task_status=task_status)
-        )
+        address = await nursery.start(self._serve, asgi, stopping)
         self._programs.url = f"http://{address}"
         if config.mount is not None:
             await nursery.start(self._mount, config.mount, mounting)
         self._missing = None
         self._announce()
+
+    async def _serve(
+        self, face: Face, stopping: trio.Event, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        try:
+            await serve(face, self.config.listen, shutdown=stopping.wait, task_status=task_status)
+        finally:
+            self._served.set()
 
     async def _mount(
         self, at: FsPath, scope: trio.CancelScope, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import copy
 import errno
-import logging
 from collections.abc import Awaitable, Sequence
 from dataclasses import replace
 from typing import Final, NoReturn, Self, TypeVar
@@ -17,7 +16,6 @@ from agentfs.service import FileHandle, FileService
 from agentfs.types import NO_WANT, ROOT, Mode, Path, Principal, Record, Stat, Want, clean, join
 
 T = TypeVar("T")
-_log: Final = logging.getLogger(__name__)
 _WRITES: Final = Mode.WRITE | Mode.TRUNCATE | Mode.APPEND
 
 

@@ -35,6 +35,7 @@ class UnitHandle(TreeHandle):
     def __init__(self, snapshot: bytes | None, opening: Opening) -> None:
         super().__init__(opening)
         self._snapshot, self._intake = snapshot, Intake(opening.limits.document_bytes)
+        self._broken: OSError | None = None  # a unit was cut off: where the next one begins nobody can tell
 
     @property
     def size(self) -> int | None:
@@ -51,7 +52,7 @@ class UnitHandle(TreeHandle):
         done = 0
         while done < len(data):
             try:
-                used, is_complete = self._intake.take(data[done:])
+                used, is_complete = self._take(data[done:])
                 if is_complete:
                     await self._apply(self._intake.finish(), True)
             except OSError:
@@ -62,10 +63,22 @@ class UnitHandle(TreeHandle):
             done += used
         return done
 
+    def _take(self, data: bytes) -> tuple[int, bool]:
+        if self._broken is not None:
+            raise error(self._broken.errno or errno.EINVAL, self._at.path, "the document before was cut off")
+        is_within = bool(self._intake.buffer)
+        try:
+            return self._intake.take(data)
+        except OSError as exc:
+            self._intake.reset()
+            self._broken = exc if is_within or exc.errno == errno.EFBIG else None
+            raise
+
     async def truncate(self, size: int) -> None:
         if size:
             raise error(errno.EINVAL, self._at.path, "length: this file can only be cut to 0")
         self._intake.reset()
+        self._broken = None
 
     async def _flush(self, final: bool) -> None:
         buffer = self._intake.buffer

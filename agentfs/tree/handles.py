@@ -123,7 +123,7 @@ class DataHandle(TreeHandle):
         super().__init__(opening)
         is_cut = Mode.TRUNCATE in opening.mode
         self._node, self._buffer = node, bytearray(b"" if is_cut else value)
-        self._is_dirty, self._is_cut = False, is_cut and bool(value)
+        self._is_dirty, self._is_cut, self._is_broken = False, is_cut and bool(value), False
 
     @property
     def size(self) -> int:
@@ -149,11 +149,14 @@ class DataHandle(TreeHandle):
         self._is_dirty = True
 
     def _fit(self, size: int) -> None:
-        if size > self._node.limit:
+        if self._is_broken or size > self._node.limit:
+            self._is_broken = True  # part of a value is no value: nothing of it is stored
             raise error(errno.EFBIG, self._at.path, f"value over {self._node.limit} bytes")
 
     async def _flush(self, final: bool) -> None:
         # a shell flushes between `>` and the first write: an emptied value is stored only when nothing follows
+        if self._is_broken:
+            raise error(errno.EFBIG, self._at.path, f"value over {self._node.limit} bytes")
         if self._is_dirty or (final and self._is_cut):
             await self._node.write(self._at, bytes(self._buffer))
             self._is_dirty = self._is_cut = False

@@ -183,8 +183,9 @@ class Tree(FileService):
         found: list[Stat] = []
         for name in sorted(children):
             if len(found) < limit and name >= after.removesuffix(".1"):
-                found += await self._listed(path, at, node, name, *children[name])
-        return sorted((st for st in found if st.name > after), key=lambda st: st.name)[:limit]
+                listed = await self._listed(path, at, node, name, *children[name])
+                found += [st for st in listed if st.name > after]
+        return sorted(found, key=lambda st: st.name)[:limit]
 
     async def _listed(
         self, top: Path, at: At, parent: Dir, name: str, child: Node, entry: Entry | None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import stat as _stat
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -49,28 +49,39 @@ def about(st: Stat) -> dict[str, str]:
     return headers
 
 
-def media_type(st: Stat, body: bytes) -> str:
+def media_type(kind: Kind, body: bytes) -> str:
     """JSON where the text is, plain text where it is UTF-8, else bytes."""
-    if st.kind is Kind.DATA:
+    if kind is Kind.DATA:
         return "application/octet-stream"
-    if st.kind in (Kind.FILE, Kind.CALL, Kind.QUEUE) and body.lstrip()[:1] in (b"{", b"["):
+    if kind in (Kind.FILE, Kind.CALL, Kind.QUEUE) and body.lstrip()[:1] in (b"{", b"["):
         return "application/json"
+    try:
+        body.decode()
+    except UnicodeDecodeError:
+        return "application/octet-stream"
     return _TEXT
 
 
-def content(st: Stat, body: bytes, wanted: str | None, unchanged: str | None, *, is_head: bool) -> Response:
-    """A file's bytes: 200, 206 for one Range, 304 when *unchanged* names this version, 416."""
+def content(path: Path, st: Stat, body: bytes, asked: Mapping[str, str], *, is_head: bool) -> Response:
+    """A file's bytes: 200, 206 for one Range, 304 when If-None-Match names this version, 416.
+
+    *asked* are the request's headers. A Range is of the version that If-Range names, and for GET alone.
+    """
+    tag, size, status = etag(st.qid.version), len(body), 200
     headers = {**about(st), "Accept-Ranges": "bytes"}
-    if st.qid.version and unchanged is not None and etag(st.qid.version) in unchanged:
+    if st.qid.version and tag in asked.get("if-none-match", ""):
         return Response(b"", 304, headers)
-    status, size = 200, len(body)
-    if wanted is not None and (span := _span(wanted, size)) is not None:
+    headers["Content-Type"] = media_type(st.kind, body)
+    is_ranged = "range" in asked and not is_head and asked.get("if-range", tag) == tag
+    if is_ranged and (span := _span(asked["range"], size)) is not None:
         first, last = span
         if first > last:
-            return Response(b"", 416, {**headers, "Content-Range": f"bytes */{size}"})
+            refused = refusal(BY_ERRNO[errno.EINVAL], path, f"Range: the file has {size} bytes", 416)
+            refused.headers["Content-Range"] = f"bytes */{size}"
+            return refused
         headers["Content-Range"], status = f"bytes {first}-{last}/{size}", 206
         body = body[first : last + 1]
-    headers |= {"Content-Type": media_type(st, body), "Content-Length": str(len(body))}
+    headers["Content-Length"] = str(len(body))
     return Response(b"" if is_head else body, status, headers)
 
 
@@ -84,8 +95,10 @@ def _span(header: str, size: int) -> tuple[int, int] | None:
     if not first:
         return (max(size - int(last), 0), size - 1) if int(last) else (1, 0)
     begin = int(first)
+    if last and int(last) < begin:
+        return None
     end = min(int(last), size - 1) if last else size - 1
-    return (begin, end) if begin < size and begin <= end else (1, 0)
+    return (begin, end) if begin < size else (1, 0)
 
 
 def entry(st: Stat, name: str) -> dict[str, Any]:

@@ -9,14 +9,15 @@ from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import Final, TypeAlias
 
+import anyio
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from agentfs.errors import BY_ERRNO, error, row_of
 from agentfs.faces.http import answers, files, openapi, paths, verbs
 from agentfs.faces.http.files import Ask
-from agentfs.faces.http.watch import Watchers
+from agentfs.faces.http.watch import Watch, Watchers
 from agentfs.limits import Limits
 from agentfs.service import FileService
 from agentfs.types import Kind, Principal
@@ -31,6 +32,39 @@ _METHODS: Final[dict[str, Callable[[Ask], Awaitable[Response]]]] = {
     "GET": files.get, "HEAD": files.get, "PUT": files.put, "POST": files.post, "DELETE": files.delete,
     "MKCOL": files.mkcol, "MOVE": files.move,
 }  # fmt: skip
+
+
+class Incoming:
+    """One request's body as it comes; it knows whether all of it was read."""
+
+    def __init__(self, scope: Scope, receive: Receive) -> None:
+        self._scope, self._receive = scope, receive
+        names = {name.lower() for name, _ in scope["headers"]}
+        is_one = scope.get("http_version") in ("1.0", "1.1")
+        self._is_over = is_one and not names & {b"content-length", b"transfer-encoding"}
+
+    async def receive(self) -> Message:
+        """The next piece."""
+        message = await self._receive()
+        self._is_over = self._is_over or not message.get("more_body", False)
+        return message
+
+    async def answer(self, response: Response, send: Send) -> None:
+        """Send *response*, meanwhile dropping what still comes of a body that nobody asked for.
+
+        Unread, it would fill the server's queue, and the end of the answer would wait behind it for ever.
+        """
+        if self._is_over or isinstance(response, Watch):
+            await response(self._scope, self.receive, send)
+            return
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._drop)
+            await response(self._scope, self.receive, send)
+            group.cancel_scope.cancel()
+
+    async def _drop(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
 
 
 class Face:
@@ -49,8 +83,11 @@ class Face:
         if scope["type"] == "lifespan":
             await _lifespan(receive, send)
         elif scope["type"] == "http":
-            response = await self._answer(Request(scope, receive))
-            await response(scope, receive, send)
+            incoming = Incoming(scope, receive)
+            response = await self._answer(Request(scope, incoming.receive))
+            await incoming.answer(response, send)
+        else:
+            await send({"type": "websocket.close"})
 
     async def close(self) -> None:
         """Refuse what comes from now on and end every watch."""
@@ -102,8 +139,10 @@ class Face:
         path, line = verbs.resolve(ask.request.method, ask.path)
         ask = replace(ask, path=path)
         if line:
-            body = await ask.body()
-            return await files.write_as(ask, Kind.CTL, f"{line} ".encode() + body.rstrip(b"\n") + b"\n")
+            words = (await ask.body()).strip()
+            if b"\n" in words:
+                raise error(errno.EINVAL, ask.path, f"body: want the arguments of {line} on one line")
+            return await files.write_as(ask, Kind.CTL, f"{line} ".encode() + words + b"\n")
         return await _METHODS[ask.request.method](ask)
 
     def _tree(self, principal: Principal) -> FileService:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import aclosing
+from dataclasses import dataclass, replace
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -54,10 +55,11 @@ class Ask:
             raise error(errno.EFBIG, self.path, f"body over {limit} bytes")
         whole = bytearray()
         try:
-            async for piece in self.request.stream():
-                whole += piece
-                if len(whole) > limit:
-                    raise error(errno.EFBIG, self.path, f"body over {limit} bytes")
+            async with aclosing(self.request.stream()) as pieces:
+                async for piece in pieces:
+                    whole += piece
+                    if len(whole) > limit:
+                        raise error(errno.EFBIG, self.path, f"body over {limit} bytes")
         except ClientDisconnect as exc:
             raise error(errno.ECANCELED, self.path, "the client went away") from exc
         return bytes(whole)
@@ -72,6 +74,8 @@ async def get(ask: Ask) -> Response:
     st = await ask.tree.stat(ask.path)
     if ask.query("meta") is not None:
         return answers.json({**answers.entry(st, st.name), "path": ask.path}, answers.about(st))
+    if st.kind is Kind.STREAM and "@" in st.name:  # it would block for records, and never end
+        raise error(errno.EOPNOTSUPP, ask.path, "follow a stream with ?watch=1")
     if st.is_dir:
         found = await (_walk(ask) if ask.query("recursive") is not None else _list(ask))
         return Response(b"", 200, {"X-Agentfs-Kind": "dir"}) if is_head else found
@@ -79,7 +83,7 @@ async def get(ask: Ask) -> Response:
         raise error(errno.ENOTDIR, ask.path)
     async with await ask.tree.open(ask.path, Mode.READ, want=ask.want) as handle:
         body = await read_all(handle)
-    return answers.content(st, body, ask.header("range"), ask.header("if-none-match"), is_head=is_head)
+    return answers.content(ask.path, st, body, ask.request.headers, is_head=is_head)
 
 
 async def read_all(handle: FileHandle) -> bytes:
@@ -107,7 +111,10 @@ async def _walk(ask: Ask) -> Response:
         if parts > after:
             found.append((name, st))
         if st.is_dir and (parts > after or after[: len(parts)] == parts):
-            below = await _all(ask.tree, join(ask.path, name))
+            try:
+                below = await _all(ask.tree, join(ask.path, name))
+            except (FileNotFoundError, NotADirectoryError):  # removed since it was listed
+                continue
             todo += [(f"{name}/{child.name}", child) for child in reversed(below)]
     return answers.listing(ask.path, found, found[-1][0] if todo and found else None)
 
@@ -126,11 +133,19 @@ async def _all(tree: FileService, path: Path) -> Sequence[Stat]:
 
 async def put(ask: Ask) -> Response:
     """PUT: the whole content, creating the file where that can be."""
-    body = await ask.body()
+    if ask.is_dir:
+        raise error(errno.EISDIR, ask.path)
+    return await _replace(ask, await ask.body())
+
+
+async def _replace(ask: Ask, body: bytes) -> Response:
     handle, is_new = await _for_writing(ask, Mode.WRITE | Mode.TRUNCATE)
     await _fill(handle, body)
-    st = await ask.tree.stat(ask.path)
-    return Response(b"", 201 if is_new else 204, answers.about(st))
+    try:
+        headers = answers.about(await ask.tree.stat(ask.path))
+    except FileNotFoundError:  # committed, then removed by another
+        headers = {}
+    return Response(b"", 201 if is_new else 204, headers)
 
 
 async def post(ask: Ask) -> Response:
@@ -152,7 +167,7 @@ async def write_as(ask: Ask, kind: Kind, body: bytes) -> Response:
             mode = Mode.READ | Mode.WRITE
             handle = await ask.tree.open(ask.path, mode, want=ask.want)
             answer = await _fill(handle, body, answers_too=True)
-            return Response(answer, 200, media_type="application/json")
+            return Response(answer, 200, media_type=answers.media_type(kind, answer))
         case Kind.CTL:
             await _fill(await ask.tree.open(ask.path, Mode.WRITE, want=ask.want), body)
             return Response(b"", 204)
@@ -161,9 +176,7 @@ async def write_as(ask: Ask, kind: Kind, body: bytes) -> Response:
             await _fill(handle, body)
             return Response(b"", 201 if is_new else 204)
         case Kind.FILE:
-            handle, _ = await _for_writing(ask, Mode.WRITE | Mode.TRUNCATE)
-            await _fill(handle, body)
-            return Response(b"", 204, answers.about(await ask.tree.stat(ask.path)))
+            return await _replace(ask, body)
         case Kind.DIR:
             raise error(errno.EISDIR, ask.path)
         case Kind.STREAM:
@@ -176,7 +189,7 @@ async def _for_writing(ask: Ask, mode: Mode) -> tuple[FileHandle, bool]:
         try:
             return await ask.tree.open(ask.path, mode, want=ask.want), False
         except FileNotFoundError:
-            if ask.want.match is not None:
+            if ask.header("if-match") is not None:
                 raise error(errno.ESTALE, ask.path, "no such file to match") from None
     return await ask.tree.create(ask.path, mode, want=ask.want), True
 
@@ -187,7 +200,10 @@ async def _fill(handle: FileHandle, body: bytes, *, answers_too: bool = False) -
         try:
             done = 0
             while done < len(body):
-                done += await handle.write(body[done : done + _PIECE], done)
+                taken = await handle.write(body[done : done + _PIECE], done)
+                if not taken:
+                    raise error(errno.EIO, detail="a write took nothing")
+                done += taken
             await handle.flush(final=True)
         except BaseException:
             handle.discard()
@@ -210,5 +226,6 @@ async def mkcol(ask: Ask) -> Response:
 async def move(ask: Ask) -> Response:
     """MOVE to ``Destination``; ``Overwrite: F`` refuses to replace."""
     exclusive = (ask.header("overwrite") or "T").upper() == "F"
-    await ask.tree.rename(ask.path, destination(ask.header("destination")), want=Want(exclusive=exclusive))
+    target = destination(ask.header("destination"), ask.header("host") or "")
+    await ask.tree.rename(ask.path, target, want=replace(ask.want, exclusive=exclusive))
     return Response(b"", 204)

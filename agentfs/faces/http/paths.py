@@ -35,15 +35,17 @@ def decode(raw: bytes) -> tuple[Path, bool]:
     return clean("/".join(names)), is_dir
 
 
-def destination(header: str | None) -> Path:
-    """The target of a MOVE: an absolute path, or a URL of which only the path counts. EINVAL."""
+def destination(header: str | None, host: str) -> Path:
+    """The target of a MOVE: an absolute path, or a URL of this *host*. EINVAL, EXDEV for another host."""
     if not header:
         raise error(errno.EINVAL, detail="Destination: header missing")
     try:
-        path = urlsplit(header).path
+        _, place, path, query, fragment = urlsplit(header)
     except ValueError as exc:
         raise error(errno.EINVAL, detail=f"Destination: {header[:80]!r}") from exc
-    if not path.startswith("/"):
+    if place not in ("", host):
+        raise error(errno.EXDEV, detail=f"Destination: {header[:80]!r}: another host")
+    if not path.startswith("/") or query or fragment:
         raise error(errno.EINVAL, detail=f"Destination: {header[:80]!r}: want an absolute path")
     return decode(path.encode("latin-1", "replace"))[0]
 

@@ -24,9 +24,8 @@ async def serve(
 
     Started with the address bound. Raises OSError (EADDRINUSE ...) when it cannot bind.
     """
-    bound = _bind(listen)
     config = Config()
-    config.bind = [f"fd://{bound.fileno()}"]
+    config.bind = [f"fd://{_bind(listen).detach()}"]
     config.graceful_timeout = GRACE_SECONDS
     config.accesslog = config.errorlog = None
     config.include_server_header = False
@@ -51,7 +50,10 @@ def _bind(listen: str) -> socket.socket:
     host, _, port = listen.rpartition(":")
     host = host.strip("[]")
     try:
-        return socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
+        bound = socket.create_server((host, int(port)), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as exc:
         code = {errno.EADDRINUSE: errno.EBUSY, errno.EACCES: errno.EACCES}.get(exc.errno or 0, errno.EINVAL)
         raise error(code, listen, exc.strerror or str(exc)) from exc
+    # connections inherit it: hypercorn shields its sends, so only the kernel can end one to a client that never reads
+    bound.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, int(GRACE_SECONDS * 1000))
+    return bound

@@ -1,0 +1,160 @@
+"""The file suite on everything that is registered, by every driver, over each store; and on services good and bad."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from pathlib import Path as FsPath
+
+import anyio
+import msgspec
+import pytest
+import trio
+
+from agentfs.service import FileService
+from agentfs.services import discover
+from agentfs.types import Mode, Path
+from conformance.bench import TIERS, Bench
+from conformance.drivers import DRIVERS, PROGRAM, STORES, Driver, Runtime, in_process
+from conformance.suite import violations
+
+HERE = FsPath(__file__).parent
+# httpx leaves the generators of a stream that was cancelled half-way to the collector
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+SAMPLES = {
+    "inbox": b'{"payload": "x"}',
+    "config": msgspec.json.encode({"program": PROGRAM}),
+    "queue/overflow": b'{"policy": "reject", "max_depth": 900}',
+}
+
+
+@pytest.fixture(params=[f"{driver}-{store}" for driver in DRIVERS for store in STORES])
+async def driver(request: pytest.FixtureRequest, tmp_path: FsPath) -> AsyncIterator[Driver]:
+    name, _, store = request.param.rpartition("-")
+    async with AsyncExitStack() as stack:
+        if name == "in-process":
+            yield await stack.enter_async_context(in_process(store, tmp_path))
+            return
+        runtime = Runtime(store, tmp_path, fuse=name == "fuse")
+        await trio.to_thread.run_sync(runtime.start)
+        try:
+            way = runtime.fuse() if name == "fuse" else runtime.http()
+            yield await stack.enter_async_context(way)
+            await stack.aclose()
+        finally:
+            with trio.CancelScope(shield=True):
+                assert await trio.to_thread.run_sync(runtime.stop) == 0, runtime.log.read_text()[-2000:]
+        assert '"level":"error"' not in runtime.log.read_text(), runtime.log.read_text()[-4000:]
+
+
+def bench_of(agent: FileService, driver: Driver) -> Bench:
+    """The agent's files to the suite; a message makes every log of it grow."""
+    seen = 0
+
+    async def stir() -> None:
+        nonlocal seen
+        seen += 1
+        async with await agent.open(Path("inbox"), Mode.WRITE) as handle:
+            await handle.write(b'{"payload": "stir %d"}' % seen, 0)
+        with anyio.fail_after(20):
+            while not (await whole(agent, "outbox")).count(b'"payload":"stir %d"' % seen):  # noqa: ASYNC110
+                await anyio.sleep(0.02)  # a mount and HTTP have no other event than their streams
+            while b'"queue_depth": 0' not in await whole(agent, "status"):  # noqa: ASYNC110
+                await anyio.sleep(0.02)
+
+    samples: dict[str, bytes] = dict(SAMPLES)
+    return Bench(agent, driver.expresses, samples, stir)
+
+
+async def whole(agent: FileService, path: str) -> bytes:
+    async with await agent.open(Path(path), Mode.READ) as handle:
+        return await handle.read(1 << 20, 0)
+
+
+@pytest.mark.timeout(240)
+async def test_every_registered_service(driver: Driver) -> None:
+    agent = await driver.agent("subject")
+    bench = bench_of(agent, driver)
+    found = await violations(bench)
+    assert found == [], "\n".join(found)
+    tops = {path.partition("/")[0] for path, _ in bench.found}
+    for service in discover():
+        assert (service.at or {"mail": "inbox"}.get(service.name, service.name)) in tops, service.name
+
+
+async def test_envelope_idempotency_through_the_files(driver: Driver) -> None:
+    """The same id twice is one message; with another body it is refused, and nothing is lost."""
+    agent = await driver.agent("twice")
+    for _ in range(3):
+        await put(agent, b'{"id": "m1", "payload": "once"}')
+    with pytest.raises(FileExistsError):
+        await put(agent, b'{"id": "m1", "payload": "other"}')
+    await put(agent, b'{"id": "m2", "payload": "last"}')
+    with anyio.fail_after(20):
+        while b'"last"' not in await whole(agent, "outbox"):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+    replies = (await whole(agent, "outbox")).splitlines()
+    assert [msgspec.json.decode(line)["payload"] for line in replies] == ["once", "last"]
+
+
+async def test_overflow_through_the_files(driver: Driver) -> None:
+    """A full inbox refuses at open with EAGAIN; a dead letter moved to the queue is replayed under its id."""
+    agent = await driver.agent("full", overflow={"policy": "dead_letter", "max_depth": 1, "dead_letter_max": 1})
+    await put(agent, b"pause\n", "ctl")
+    await put(agent, b'{"id": "m1", "payload": "kept"}')
+    await put(agent, b'{"id": "m2", "payload": "moved"}')
+    with pytest.raises(BlockingIOError):
+        await put(agent, b'{"id": "m3", "payload": "refused"}')
+    assert (await whole(agent, "deadletter/count")).strip() == b"1"
+    assert [st.name for st in await agent.list(Path("queue"))] == ["m1.json", "overflow"]
+    await agent.remove(Path("queue/m1.json"))
+    await agent.rename(Path("deadletter/m2.json"), Path("queue/m2.json"))
+    assert [st.name for st in await agent.list(Path("queue"))] == ["m2.json", "overflow"]
+    await put(agent, b"resume\n", "ctl")
+    with anyio.fail_after(20):
+        while b'"moved"' not in await whole(agent, "outbox"):  # noqa: ASYNC110
+            await anyio.sleep(0.02)
+
+
+async def put(agent: FileService, data: bytes, path: str = "inbox") -> None:
+    async with await agent.open(Path(path), Mode.WRITE) as handle:
+        await handle.write(data, 0)
+        await handle.flush(final=True)
+
+
+GOOD_AND_BAD = """
+from agentfs.service import FileService
+from agentfs.tree import Call, Dir, Entry, File, Info, Tree
+
+async def read(at): return b"text\\\\n"
+
+def good():
+    return Tree(File(name="a", read=read), Dir(name="d", entries=[File(name="b", read=read)]))
+
+class Bad(Tree):
+    async def list(self, path, after="", limit=1000):
+        return await super().list(path, "", 1000)
+
+def bad():
+    return Bad(File(name="a", read=read), File(name="b", read=read))
+"""
+
+
+@pytest.mark.parametrize(("factory", "code"), [("good", 0), ("bad", 1), ("absent", 2)])
+def test_the_command(tmp_path: FsPath, factory: str, code: int) -> None:
+    (tmp_path / "someones.py").write_text(GOOD_AND_BAD.replace("\\\\", "\\"))
+    done = subprocess.run(
+        [sys.executable, "-m", "conformance", f"someones:{factory}"], text=True, capture_output=True, timeout=60,
+        check=False, env={"PYTHONPATH": f"{tmp_path}:{HERE.parent}", "PATH": "/usr/bin:/bin"},
+    )  # fmt: skip
+    assert done.returncode == code, done
+    assert bool(done.stdout) is (code == 1)
+
+
+def test_every_tier_has_rules() -> None:
+    from conformance.suite import RULES
+
+    assert {rule.tier for rule in RULES} == set(TIERS)
+    assert len({rule.name for rule in RULES}) == len(RULES)
