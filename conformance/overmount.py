@@ -95,11 +95,13 @@ class MountHandle(FileHandle):
 
     def __init__(self, fd: int, path: Path, mode: Mode) -> None:
         self.fd, self._path, self._mode = fd, path, mode
+        self._is_untouched = Mode.TRUNCATE in mode
 
     async def read(self, size: int, offset: int) -> bytes:
         return await call(os.pread, self.fd, size, offset)
 
     async def write(self, data: bytes, offset: int) -> int:
+        self._is_untouched = False
         if Mode.APPEND in self._mode:
             return await call(os.write, self.fd, data)
         return await call(os.pwrite, self.fd, data, offset)
@@ -108,6 +110,8 @@ class MountHandle(FileHandle):
         await call(os.ftruncate, self.fd, size)
 
     async def flush(self, *, final: bool = False) -> None:
+        if final and self._is_untouched:  # emptied by its open alone, a file is stored when the kernel releases it
+            await call(os.ftruncate, self.fd, 0)
         await call(lambda: os.close(os.dup(self.fd)))
         if Mode.WRITE in self._mode:
             await call(os.fsync, self.fd)

@@ -18,6 +18,7 @@ from agentfs.services import discover
 from agentfs.types import Mode, Path
 from conformance.bench import TIERS, Bench
 from conformance.drivers import DRIVERS, PROGRAM, STORES, Driver, Runtime, in_process
+from conformance.golden import TRANSCRIPTS, Player, needs
 from conformance.suite import violations
 
 HERE = FsPath(__file__).parent
@@ -158,3 +159,27 @@ def test_every_tier_has_rules() -> None:
 
     assert {rule.tier for rule in RULES} == set(TIERS)
     assert len({rule.name for rule in RULES}) == len(RULES)
+
+
+@pytest.mark.parametrize("transcript", TRANSCRIPTS, ids=lambda path: path.stem)
+async def test_golden_transcripts(driver: Driver, transcript: FsPath) -> None:
+    text = transcript.read_text()  # noqa: ASYNC240
+    if missing := needs(text) - driver.expresses:
+        assert missing == {"open"} and driver.name == "http"  # a request is open, write and close in one
+        return
+    assert await Player(await driver.agent("golden")).play(text) == []
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_posix_by_path_only(tmp_path: FsPath, store: str) -> None:
+    runtime = Runtime(store, tmp_path)
+    runtime.start()
+    try:
+        (runtime.place / "agents/posix").mkdir()
+        done = subprocess.run(
+            [sys.executable, "-m", "conformance.posix", str(runtime.place / "agents/posix/kv")],
+            capture_output=True, text=True, timeout=100, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (0, ""), done
+    finally:
+        assert runtime.stop() == 0, runtime.log.read_text()[-2000:]
