@@ -211,7 +211,9 @@ def parse_time(text: str) -> int:
     """RFC 3339 *text* as ns since the epoch; a time without offset is UTC. EINVAL when malformed."""
     try:
         at = datetime.fromisoformat(text)
-    except ValueError as exc:
+        at = at if at.tzinfo else at.replace(tzinfo=UTC)
+        if at.timestamp() < 0:
+            raise ValueError("before 1970")
+        return int(at.timestamp() * 1000) * 1_000_000
+    except (ValueError, OverflowError) as exc:
         raise error(errno.EINVAL, detail=f"time {text[:40]!r}: want RFC 3339, e.g. 2026-01-31T09:00:00Z") from exc
-    at = at if at.tzinfo else at.replace(tzinfo=UTC)
-    return int(at.timestamp() * 1000) * 1_000_000

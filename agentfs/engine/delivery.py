@@ -42,8 +42,8 @@ class Delivery:
         self._busy.add(sender)
         try:
             waiting = await self._deliver_all(sender)
-        except OSError as exc:
-            log.warning("deliveries of %s wait for the store: %s", sender, exc)
+        except Exception:
+            log.exception("deliveries of %s wait", sender)
             waiting = True
         finally:
             self._busy.discard(sender)

@@ -111,7 +111,8 @@ class Engine:
         for alarm in await self.core.store.scan(AlarmRow, agent):
             self.alarms.disarm(agent, alarm.name)
         await self.core.commit(still, *(Delete(table, (agent,)) for table in TABLES), DropLogs(agent))
-        self.mail.forget(agent)
+        self.mail.drop(agent)
+        self.core.logs.drop(agent)
 
     async def row(self, agent: str) -> AgentRow:
         """The row of *agent*. ENOENT."""

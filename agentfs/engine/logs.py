@@ -57,6 +57,11 @@ class Logs:
             self._recent.popitem(last=False)
         return ring
 
+    def drop(self, agent: str) -> None:
+        """The agent is gone: one of the same name begins a trace of its own."""
+        self._rings.pop(agent, None)
+        self._recent.pop(agent, None)
+
     def touch(self, agent: str, name: str) -> None:
         """Records were appended: wake the followers."""
         if (log := self._durable.get((agent, name))) is not None:

@@ -53,6 +53,10 @@ class Mail:
         if box is not None and not box.reserved and box.running is None:
             del self._boxes[agent]
 
+    def drop(self, agent: str) -> None:
+        """The agent and its rows are gone: forget its mailbox, whoever holds a place in it."""
+        self._boxes.pop(agent, None)
+
     async def depth(self, agent: str) -> int:
         """How many envelopes of *agent* are pending."""
         box = self._boxes.get(agent)

@@ -95,7 +95,8 @@ class Ticks:
         trigger = Trigger(
             kind=row.kind, agent=row.agent, tick_id=self._core.new_id(), attempt=row.attempts + 1,  # type: ignore[arg-type]
             at=rfc3339(now_ns), id=row.id, source=row.source, payload=envelope.payload, metadata=envelope.metadata,
-            alarm=envelope.metadata.extra.get("alarm"), state=msgspec.json.decode(state.state),
+            alarm=envelope.metadata.extra.get("alarm") if row.kind == "alarm" else None,
+            state=msgspec.json.decode(state.state),
         )  # fmt: skip
         return Attempt(row, state, trigger, now_ns)
 

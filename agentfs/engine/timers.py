@@ -6,12 +6,15 @@ Volatile: whoever sets a timer can set it again from its rows after a restart.
 from __future__ import annotations
 
 import heapq
+import logging
 from collections.abc import Awaitable, Callable, Hashable
 
 import anyio
 
 from agentfs.ports import Clock
 from agentfs.record import Pulse
+
+log = logging.getLogger(__name__)
 
 
 class Timers:
@@ -54,7 +57,10 @@ class Timers:
         while self._heap and self._heap[0][0] <= self._clock.now_ns():
             at_ns, _, key = heapq.heappop(self._heap)
             if key in self._due and self._due[key][0] == at_ns:
-                await self._due.pop(key)[1]()
+                try:
+                    await self._due.pop(key)[1]()
+                except Exception:
+                    log.exception("timer %s failed", key)  # one that fails must not stop the others
 
     async def _sleep(self, at_ns: int, seen: int) -> None:
         async with anyio.create_task_group() as group:

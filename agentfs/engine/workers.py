@@ -82,6 +82,9 @@ class Workers:
         except OSError as exc:  # the store refused: nothing was spent, try again when it may be better
             log.warning("agent %s waits for its store: %s", agent, exc)
             self._wake_at(agent, self._core.clock.now_ns() + _STORE_RETRY_NS)
+        except Exception:
+            log.exception("agent %s cannot be served", agent)  # a bug of ours: the other agents live on
+            self._wake_at(agent, self._core.clock.now_ns() + _STORE_RETRY_NS)
         finally:
             del self._running[agent]
             self._mail.forget(agent)

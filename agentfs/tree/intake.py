@@ -52,6 +52,8 @@ def check_start(data: bytes) -> None:
             raise error(errno.EINVAL, detail=f"JSON: {exc}") from exc
     except UnicodeDecodeError as exc:
         raise error(errno.EILSEQ, detail=f"byte {exc.start}") from exc
+    except RecursionError as exc:
+        raise error(errno.EINVAL, detail="JSON: nested too deeply") from exc
 
 
 def check_json(doc: bytes) -> None:

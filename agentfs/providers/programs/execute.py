@@ -20,7 +20,7 @@ from anyio.abc import ByteReceiveStream, Process
 from agentfs.engine.context import AgentContext
 from agentfs.engine.effects import decode_line
 from agentfs.engine.settings import ExecProgram
-from agentfs.errors import error
+from agentfs.errors import error, only
 
 log = logging.getLogger(__name__)
 _STDERR_LINE = 4096
@@ -61,7 +61,7 @@ class Execute:
                 await self._read_effects(process, ctx)
                 code = await process.wait()
         except BaseExceptionGroup as group_error:
-            raise _only(group_error) from group_error
+            raise only(group_error) from group_error
         finally:
             await self._end(process)
         if code != 0:
@@ -118,9 +118,3 @@ class Execute:
                 log.debug("program and all it started have ended")
             await process.wait()
             await process.aclose()
-
-
-def _only(group: BaseExceptionGroup[BaseException]) -> BaseException:
-    """The first real error of a task group's."""
-    first = group.exceptions[0]
-    return _only(first) if isinstance(first, BaseExceptionGroup) else first
