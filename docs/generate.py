@@ -168,10 +168,12 @@ def http_page() -> str:
 
 def _operation(method: str, operation: dict[str, Any]) -> str:
     text = prose(operation.get("description") or operation.get("summary"))
-    named = [p for p in operation.get("parameters", []) if "name" in p and p["in"] != "path"]
-    found = ", ".join(code(p["name"]) + f" ({p['in']})" for p in named)
-    statuses = " ".join(operation.get("responses", {}))
-    return f"**{method}** {text}" + (f" Takes {found}." if found else "") + f" Answers {statuses}.\n"
+    named = [p for p in operation.get("parameters", []) if p["in"] != "path"]
+    found = table(("takes", "in", "about"), ((code(p["name"]), p["in"], p.get("description", "")) for p in named))
+    answers = "; ".join(
+        f"{code(s)} {a['description']}" for s, a in operation["responses"].items() if "description" in a
+    )
+    return f"**{method}**: {text.rstrip('.')}. Answers {answers}.\n" + (f"\n{found}" if found else "")
 
 
 # -- commands ----------------------------------------------------------------------------------------------------------

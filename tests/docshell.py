@@ -27,6 +27,7 @@ PLAIN = (
     (r"\b[0-9a-f]{16}-\d+\b", "CURSOR"),
     (r"\b\d{16,}\b", "VERSION"),
     (r"\bprocess \d+", "process PID"),
+    (r"^bash: line \d+: ", "bash: "),
     (r"(localhost|127\.0\.0\.1):\d+", r"\1:PORT"),
     (r'("(?:pid|uptime_s|duration_ms|storage_bytes|free_bytes)": ?)\d+', r"\g<1>N"),
 )
@@ -66,7 +67,7 @@ def _dialogue(text: str, line: int) -> Iterator[Step]:
 def plain(text: str) -> str:
     """*text* without what differs from run to run."""
     for pattern, name in PLAIN:
-        text = re.sub(pattern, name, text)
+        text = re.sub(pattern, name, text, flags=re.MULTILINE)
     return text.strip("\n")
 
 
