@@ -170,9 +170,8 @@ def _operation(method: str, operation: dict[str, Any]) -> str:
     text = prose(operation.get("description") or operation.get("summary"))
     named = [p for p in operation.get("parameters", []) if p["in"] != "path"]
     found = table(("takes", "in", "about"), ((code(p["name"]), p["in"], p.get("description", "")) for p in named))
-    answers = "; ".join(
-        f"{code(s)} {a['description']}" for s, a in operation["responses"].items() if "description" in a
-    )
+    plain = {status: answer["description"] for status, answer in operation["responses"].items() if status != "default"}
+    answers = "; ".join(f"{code(status)} {about}" for status, about in plain.items())
     return f"**{method}**: {text.rstrip('.')}. Answers {answers}.\n" + (f"\n{found}" if found else "")
 
 

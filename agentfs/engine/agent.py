@@ -5,6 +5,7 @@ Typed state, hooks, migration; nothing here touches a store.
 
 from __future__ import annotations
 
+import copy
 import errno
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -70,6 +71,7 @@ class Agent(Generic[S]):
             return
         if schema > self.SCHEMA:
             raise error(errno.EINVAL, detail=f"state: version {schema} is newer than {self.SCHEMA}")
+        raw = copy.deepcopy(raw)  # what it holds stays as it was, so that a change can be told from it
         if schema < self.SCHEMA:
             raw = self.migrate(raw, schema)
         try:

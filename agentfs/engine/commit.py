@@ -23,7 +23,7 @@ from agentfs.engine.effects import (
     SetAlarm,
     SetState,
 )
-from agentfs.engine.envelope import Envelope, Metadata, check, encode
+from agentfs.engine.envelope import Envelope, Metadata, check, decode, digest, encode
 from agentfs.errors import error
 from agentfs.ports import Append, AtMost, Change, Delete, Put, Trim
 from agentfs.rows import AgentRow, AlarmRow, DeadRow, DeliveryRow, KvRow, SeenRow
@@ -137,6 +137,8 @@ class Draft:
         body = encode(envelope)
         if len(body) > self._core.limits.document_bytes:
             raise error(errno.EFBIG, detail=f"message over {self._core.limits.document_bytes} bytes")
+        if await self._is_waiting(envelope):
+            return
         self._out.sent.append(envelope)
         self._out.changes.append(Append(self._agent, "outbox", body.encode()))
         self.record("message_out", id=envelope.id, to=envelope.to)
@@ -147,6 +149,14 @@ class Draft:
             self._out.changes.append(Put(undeliverable(row, "hops", self._ctx.now_ns)))
         elif await self._core.store.get(AgentRow, envelope.to) is not None:
             self._out.changes.append(Put(row))
+
+    async def _is_waiting(self, envelope: Envelope) -> bool:
+        """Whether the very same message leaves in this tick or waits in the outbox. EEXIST: another of its id does."""
+        row = await self._core.store.get(DeliveryRow, self._agent, envelope.id)
+        known = [sent for sent in self._out.sent if sent.id == envelope.id] or ([decode(row.body)] if row else [])
+        if known and digest(known[0]) != digest(envelope):
+            raise error(errno.EEXIST, detail=f"send: id: {envelope.id!r} is another message's")
+        return bool(known)
 
 
 def undeliverable(row: DeliveryRow, reason: str, now_ns: int) -> DeadRow:

@@ -20,7 +20,7 @@ from agentfs.rows import DeliveryRow
 
 log = logging.getLogger(__name__)
 _RETRY_NS = 500_000_000
-_WAITS = {errno.ENOBUFS, errno.ENOSPC, errno.EIO}
+_FINAL = {errno.ENOENT, errno.EPERM, errno.EEXIST, errno.EINVAL, errno.EILSEQ, errno.EFBIG}  # others may pass
 _BATCH = 256
 
 
@@ -66,7 +66,11 @@ class Delivery:
 
     async def _deliver(self, row: DeliveryRow) -> bool:
         """False when the target cannot take it now."""
-        envelope = decode(row.body)
+        try:
+            envelope = decode(row.body)
+        except OSError as exc:
+            await self._bury(row, detail_of(exc))
+            return True
         expires = envelope.expires_at_ns
         if expires is not None and expires <= self._core.clock.now_ns():
             await self._bury(row, "expired")
@@ -74,7 +78,7 @@ class Delivery:
         try:
             await self._mail.accept(envelope, also=(Delete(DeliveryRow, (row.agent, row.id)),))
         except OSError as exc:
-            if exc.errno in _WAITS:
+            if exc.errno not in _FINAL:
                 return False
             await self._bury(row, detail_of(exc))
         return True

@@ -45,7 +45,7 @@ class Engine:
     ) -> None:  # fmt: skip
         self.core = core = Core(store, clock, limits)
         self.timers = Timers(clock)
-        self.mail = Mail(core, self._wake)
+        self.mail = Mail(core, self._wake, self._emitted)
         self.workers = Workers(core, self.mail, self.timers)
         self.alarms = Alarms(core, self.timers, self.mail.note_accepted)
         self.delivery = Delivery(core, self.mail, self.timers, self._emitted)

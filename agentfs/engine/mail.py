@@ -1,6 +1,7 @@
 """`Mail`: accepting, refusing, discarding and replaying envelopes, each durable in one commit.
 
-It never runs a program: whoever constructs it is told which agent has mail through *wake*.
+It never runs a program: whoever constructs it is told which agent has mail through *wake*, and whose outbox through
+*emitted*.
 """
 
 from __future__ import annotations
@@ -16,19 +17,18 @@ from agentfs.engine.mailbox import Mailbox
 from agentfs.engine.settings import Overflow, Settings, parse_settings
 from agentfs.errors import error
 from agentfs.ports import Append, Change, Delete, Expect, Insert, Put, Trim
-from agentfs.rows import AgentRow, DeadRow, EnvelopeRow, ReceiptRow
+from agentfs.rows import AgentRow, DeadRow, DeliveryRow, EnvelopeRow, ReceiptRow
 from agentfs.types import rfc3339
 
-_TRIM_EVERY = 256
+_TRIM_ONE_IN = 256
 
 
 class Mail:
     """The inboxes and dead letters of all agents. Safe for concurrent use on one event loop."""
 
-    def __init__(self, core: Core, wake: Callable[[str], None]) -> None:
-        self._core, self._wake = core, wake
+    def __init__(self, core: Core, wake: Callable[[str], None], emitted: Callable[[str], None]) -> None:
+        self._core, self._wake, self._emitted = core, wake, emitted
         self._boxes: dict[str, Mailbox] = {}
-        self._accepted = 0
 
     async def box(self, agent: str) -> Mailbox:
         """The mailbox of *agent*, loaded."""
@@ -82,16 +82,18 @@ class Mail:
         box.reserved += 1
 
         def give_back() -> None:
-            nonlocal box
             box.reserved -= 1
+            if not len(box):
+                self.forget(agent)
 
         return give_back
 
     async def _is_refusing(self, agent: str, box: Mailbox, overflow: Overflow) -> bool:
         if len(box) + box.reserved < overflow.max_depth:
             return False
-        if overflow.policy == "reject":
-            return True
+        return overflow.policy == "reject" or await self._is_dead_full(agent, overflow)
+
+    async def _is_dead_full(self, agent: str, overflow: Overflow) -> bool:
         return await self._core.store.count(DeadRow, agent) >= overflow.dead_letter_max
 
     # -- accepting -------------------------------------------------------------------------------------------------
@@ -104,34 +106,54 @@ class Mail:
         The same id again is the same receipt, with another body EEXIST. A full inbox does what its overflow says:
         ENOBUFS where it refuses. *has_place*: the caller holds a reservation, which stands for this envelope.
         """
-        agent = envelope.to
-        settings = await self.settings(agent)
+        overflow = (await self.settings(envelope.to)).overflow
         if (again := await self._duplicate(envelope)) is not None:
             await self._core.commit(*also)
             return again
-        row = self._row(envelope, kind)
-        changes = await self._placing(row, settings.overflow, has_place)
-        receipt = ReceiptRow(agent=agent, id=row.id, hash=digest(envelope), accepted_at_ns=row.accepted_at_ns)
-        note = {"envelope_id": row.id, "kind": kind, "source": row.source}
-        record = Append(agent, "trajectory", self._core.record(agent, "message_in", note), chain=True)
+        row, box = self._row(envelope, kind), await self.box(envelope.to)
+        box.reserved += 0 if has_place else 1  # held while it is stored: others that come meanwhile see it taken
         try:
-            done = await self._core.commit(
-                Expect(AgentRow, (agent,), "terminated_at_ns", None, errno.EPERM),
-                Insert(receipt),
-                *changes,
-                record,
-                *also,
-            )
+            if kind != "message" or len(box) + box.reserved <= overflow.max_depth:
+                await self._store(envelope, row, [Insert(row)], also)
+            else:
+                await self._squeeze(envelope, row, box, overflow, has_place, also)
         except FileExistsError:  # another submit of this id won the race
             if (again := await self._duplicate(envelope)) is None:
                 raise
             await self._core.commit(*also)
             return again
+        finally:
+            box.reserved -= 0 if has_place else 1
+        return self._receipt(row.id, row.agent, row.accepted_at_ns)
+
+    async def _squeeze(
+        self, envelope: Envelope, row: EnvelopeRow, box: Mailbox, overflow: Overflow, has_place: bool,
+        also: Sequence[Change],
+    ) -> None:  # fmt: skip
+        async with box.displacing:
+            while True:
+                try:
+                    await self._store(envelope, row, await self._placing(row, box, overflow, has_place), also)
+                except OSError as exc:
+                    if exc.errno != errno.ESTALE:
+                        raise
+                else:  # ESTALE: a tick has just ended what was to make room
+                    return
+
+    async def _store(
+        self, envelope: Envelope, row: EnvelopeRow, changes: Sequence[Change], also: Sequence[Change]
+    ) -> None:
+        agent = row.agent
+        receipt = ReceiptRow(agent=agent, id=row.id, hash=digest(envelope), accepted_at_ns=row.accepted_at_ns)
+        note = {"envelope_id": row.id, "kind": row.kind, "source": row.source}
+        record = Append(agent, "trajectory", self._core.record(agent, "message_in", note), chain=True)
+        is_lot = int(receipt.hash[:8], 16) % _TRIM_ONE_IN == 0
+        trim = [Trim(ReceiptRow, agent, self._core.limits.receipts)] if is_lot else []
+        alive = Expect(AgentRow, (agent,), "terminated_at_ns", None, errno.EPERM)
+        done = await self._core.commit(alive, Insert(receipt), *changes, record, *trim, *also)
         self._unlist(agent, changes)
         self.note_accepted(agent, [r for r in done.rows if isinstance(r, EnvelopeRow)])
         self._core.trace(agent, "message_in", **note)
-        await self._trim(agent)
-        return self._receipt(row.id, agent, row.accepted_at_ns)
 
     def _row(self, envelope: Envelope, kind: str) -> EnvelopeRow:
         return EnvelopeRow(
@@ -139,14 +161,14 @@ class Mail:
             accepted_at_ns=self._core.clock.now_ns(), expires_at_ns=envelope.expires_at_ns, body=encode(envelope),
         )  # fmt: skip
 
-    async def _placing(self, row: EnvelopeRow, overflow: Overflow, has_place: bool) -> list[Change]:
-        """The changes that put *row* into the inbox or, when it is full, whatever its policy says."""
-        box = await self.box(row.agent)
-        taken = len(box) + box.reserved - (1 if has_place else 0)
-        if row.kind != "message" or taken < overflow.max_depth:
+    async def _placing(self, row: EnvelopeRow, box: Mailbox, overflow: Overflow, has_place: bool) -> Sequence[Change]:
+        """The changes that make *row* part of a full inbox as its policy says; a held place never fails."""
+        if len(box) + box.reserved <= overflow.max_depth:  # a place came free while it waited
             return [Insert(row)]
-        if await self._is_refusing(row.agent, box, overflow) and not (has_place and overflow.policy == "reject"):
-            raise error(errno.ENOBUFS, detail=f"inbox holds {len(box)} of {overflow.max_depth}")
+        if overflow.policy == "reject" or await self._is_dead_full(row.agent, overflow):
+            if not has_place:
+                raise error(errno.ENOBUFS, detail=f"inbox holds {len(box)} of {overflow.max_depth}")
+            return [Insert(row)]
         if overflow.policy == "dead_letter":
             return [Put(self.dead(row, "overflow"))]
         oldest = box.oldest()
@@ -154,8 +176,7 @@ class Mail:
         if victim is None:
             return [Insert(row)]
         key = (row.agent, victim.id)
-        still_there = Expect(EnvelopeRow, key, errno=errno.ENOBUFS)
-        return [still_there, Delete(EnvelopeRow, key), Put(self.dead(victim, "overflow")), Insert(row)]
+        return [Expect(EnvelopeRow, key), Delete(EnvelopeRow, key), Put(self.dead(victim, "overflow")), Insert(row)]
 
     def dead(self, row: EnvelopeRow, reason: str) -> DeadRow:
         """*row* as a dead letter."""
@@ -164,7 +185,7 @@ class Mail:
             attempts=row.attempts, at_ns=self._core.clock.now_ns(), body=row.body,
         )  # fmt: skip
 
-    def _unlist(self, agent: str, changes: list[Change]) -> None:
+    def _unlist(self, agent: str, changes: Sequence[Change]) -> None:
         box = self._boxes.get(agent)
         for change in changes:
             if box is not None and isinstance(change, Delete):
@@ -191,11 +212,6 @@ class Mail:
         doc = {"id": envelope_id, "to": agent, "accepted_at": rfc3339(accepted_at_ns)}
         return msgspec.json.encode(doc) + b"\n"
 
-    async def _trim(self, agent: str) -> None:
-        self._accepted += 1
-        if self._accepted % _TRIM_EVERY == 0:
-            await self._core.commit(Trim(ReceiptRow, agent, self._core.limits.receipts))
-
     # -- removing and replaying ------------------------------------------------------------------------------------
 
     async def discard(self, agent: str, envelope_id: str) -> None:
@@ -214,10 +230,16 @@ class Mail:
         await self._core.commit(Expect(DeadRow, key, errno=errno.ENOENT), Delete(DeadRow, key))
 
     async def replay(self, agent: str, envelope_id: str) -> None:
-        """Put a dead letter back at the tail of the inbox, its attempts reset. ENOENT, ENOBUFS when that is full."""
+        """Put a dead letter back at the tail of the inbox, its attempts reset. ENOENT, ENOBUFS when that is full.
+
+        One that could not be delivered goes back to the outbox instead.
+        """
         dead = await self._core.store.get(DeadRow, agent, envelope_id)
         if dead is None:
             raise error(errno.ENOENT, detail=f"no dead letter {envelope_id!r}")
+        if (to := decode(dead.body).to) != agent:
+            await self._resend(dead, to)
+            return
         overflow, box = (await self.settings(agent)).overflow, await self.box(agent)
         if len(box) + box.reserved >= overflow.max_depth:
             raise error(errno.ENOBUFS, detail=f"inbox holds {len(box)} of {overflow.max_depth}")
@@ -228,6 +250,12 @@ class Mail:
         key = (agent, envelope_id)
         done = await self._core.commit(Expect(DeadRow, key, errno=errno.ENOENT), Delete(DeadRow, key), Insert(row))
         self.note_accepted(agent, [r for r in done.rows if isinstance(r, EnvelopeRow)])
+
+    async def _resend(self, dead: DeadRow, to: str) -> None:
+        key, now_ns = (dead.agent, dead.id), self._core.clock.now_ns()
+        again = DeliveryRow(agent=dead.agent, id=dead.id, to=to, at_ns=now_ns, body=dead.body)
+        await self._core.commit(Expect(DeadRow, key, errno=errno.ENOENT), Delete(DeadRow, key), Insert(again))
+        self._emitted(dead.agent)
 
     async def replay_all(self, agent: str) -> None:
         """Replay every dead letter, oldest first."""

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+import anyio
+
 from agentfs.record import Pulse
 from agentfs.rows import EnvelopeRow
 
@@ -29,6 +31,7 @@ class Mailbox:
     def __init__(self) -> None:
         self.loaded, self.is_loaded = Pulse(), False
         self.reserved = 0
+        self.displacing = anyio.Lock()  # one at a time looks for the envelope that makes room
         self.running: str | None = None
         self._sources: dict[str, dict[str, Slot]] = {}
         self._ids: dict[str, str] = {}

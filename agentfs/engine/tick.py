@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 import anyio
@@ -20,7 +20,7 @@ from agentfs.engine.context import AgentContext
 from agentfs.engine.core import Core
 from agentfs.engine.envelope import Metadata, decode, encode
 from agentfs.engine.mail import Mail
-from agentfs.engine.settings import Settings
+from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.timers import Timers
 from agentfs.engine.trigger import Trigger
 from agentfs.errors import detail_of, error, row_of
@@ -37,6 +37,7 @@ class Running:
     """A worker's hold on one agent: its loaded program and, during a tick, how to end it."""
 
     agent: str
+    born_ns: int = 0
     program: Program | None = None
     is_woken: bool = True
     is_dirty: bool = False
@@ -44,6 +45,11 @@ class Running:
     is_stale: bool = False
     scope: anyio.CancelScope | None = None
     why: str = ""
+
+    def recognise(self, about: AgentRow) -> None:
+        """Forget the program when it belonged to an agent of the same name that is gone."""
+        if self.born_ns != about.created_at_ns:
+            self.born_ns, self.program, self.is_woken = about.created_at_ns, None, True
 
     def cancel(self, why: str) -> None:
         """End the tick that runs now, if any."""
@@ -57,6 +63,7 @@ class Attempt:
     """One try at one envelope."""
 
     row: EnvelopeRow
+    born_ns: int
     state: StateRow
     trigger: Trigger
     started_ns: int
@@ -76,21 +83,33 @@ class Ticks:
         """Run the tick of one pending envelope to its commit, retry or dead letter. Raises what the store does."""
         agent = running.agent
         box = await self._mail.box(agent)
+        about = await self._core.store.get(AgentRow, agent)
         row = await self._core.store.get(EnvelopeRow, agent, envelope_id)
         state = await self._core.store.get(StateRow, agent)
-        if row is None or state is None:
+        if about is None or row is None or state is None:
             box.remove(envelope_id)
             return
+        running.recognise(about)
         box.running = envelope_id
         try:
             if row.expires_at_ns is not None and row.expires_at_ns <= self._core.clock.now_ns():
                 await self._bury(row, "expired")
+            elif (attempt := self._begin(row, state, about.created_at_ns)) is None:
+                await self._bury(row, "unreadable: nested too deeply")
             else:
-                await self._attempt(running, settings, self._begin(row, state))
+                await self._attempt(running, settings, attempt)
         finally:
             box.running = None
 
-    def _begin(self, row: EnvelopeRow, state: StateRow) -> Attempt:
+    def _begin(self, row: EnvelopeRow, state: StateRow, born_ns: int) -> Attempt | None:
+        """One try, or None for an envelope that can be decoded no more: trying again would not help."""
+        try:
+            return self._try(row, state, born_ns)
+        except (OSError, RecursionError):
+            log.exception("envelope %s of %s", row.id, row.agent)
+            return None
+
+    def _try(self, row: EnvelopeRow, state: StateRow, born_ns: int) -> Attempt:
         envelope, now_ns = decode(row.body), self._core.clock.now_ns()
         trigger = Trigger(
             kind=row.kind, agent=row.agent, tick_id=self._core.new_id(), attempt=row.attempts + 1,  # type: ignore[arg-type]
@@ -98,14 +117,14 @@ class Ticks:
             alarm=envelope.metadata.extra.get("alarm") if row.kind == "alarm" else None,
             state=msgspec.json.decode(state.state),
         )  # fmt: skip
-        return Attempt(row, state, trigger, now_ns)
+        return Attempt(row, born_ns, state, trigger, now_ns)
 
     async def _attempt(self, running: Running, settings: Settings, attempt: Attempt) -> None:
         ids = {"tick_id": attempt.trigger.tick_id, "envelope_id": attempt.row.id}
         self._core.trace(running.agent, "tick_start", cause=attempt.row.kind, attempt=attempt.trigger.attempt, **ids)
         ctx = self.context(running, attempt.state, attempt.trigger)
         try:
-            await self._guarded(running, settings, ctx)
+            await self._guarded(running, settings, lambda program: program.run(ctx))
             outcome = await Draft(self._core, ctx).build()
             await self._commit(attempt, outcome)
         except Exception as exc:  # noqa: BLE001  # whatever a program raises is its tick's failure
@@ -125,7 +144,7 @@ class Ticks:
             is_woken=running.is_woken, schema=state.schema,
         )  # fmt: skip
 
-    async def _guarded(self, running: Running, settings: Settings, ctx: AgentContext) -> None:
+    async def _guarded(self, running: Running, settings: Settings, call: Callable[[Program], Awaitable[None]]) -> None:
         """Run the program under its time limit and within reach of `Running.cancel`. ETIMEDOUT, ECANCELED."""
 
         async def expire() -> None:
@@ -136,7 +155,9 @@ class Ticks:
         with anyio.CancelScope() as scope:
             running.scope, running.why = scope, ""
             try:
-                await self._program(running, settings).run(ctx)
+                await call(self._program(running, settings))
+            except SystemExit as exc:  # a program that exits ends its tick, not the runtime
+                raise error(errno.EREMOTEIO, detail=f"program called exit({exc.code!r})") from exc
             finally:
                 running.scope = None
                 self._timers.cancel(key)
@@ -151,47 +172,59 @@ class Ticks:
             running.program, running.is_stale = self._load(running.agent, settings), False
         return running.program
 
-    async def run_hook(self, running: Running, settings: Settings, name: str) -> None:
+    async def run_hook(self, running: Running, about: AgentRow, name: str) -> None:
         """Run ``on_sleep`` or ``on_terminate`` as a small tick of its own; a failure of it is only logged."""
         state = await self._core.store.get(StateRow, running.agent)
-        program = self._program(running, settings)
-        if state is None or name not in program.hooks:
+        running.recognise(about)
+        is_over = name == "on_sleep" and running.program is None
+        if state is None or is_over or (name == "on_terminate" and state.last_tick_cause == name):  # done before
             return
-        trigger = Trigger(
-            kind="event", agent=running.agent, tick_id=self._core.new_id(), attempt=1, source="runtime", payload=name,
-            at=rfc3339(self._core.clock.now_ns()), id=name, metadata=Metadata(), state=msgspec.json.decode(state.state),
-        )  # fmt: skip
-        ctx = self.context(running, state, trigger)
         try:
-            await program.hook(name, ctx)
+            settings = parse_settings(about.config)
+            if name not in self._program(running, settings).hooks:
+                return
+            trigger = Trigger(
+                kind="event", agent=running.agent, tick_id=self._core.new_id(), attempt=1, source="runtime",
+                payload=name, at=rfc3339(self._core.clock.now_ns()), id=name, metadata=Metadata(),
+                state=msgspec.json.decode(state.state),
+            )  # fmt: skip
+            ctx = self.context(running, state, trigger)
+            await self._guarded(running, settings, lambda program: program.hook(name, ctx))
             outcome = await Draft(self._core, ctx).build()
-            changed = msgspec.structs.replace(
-                state, version=state.version + 1, **({"state": encode(outcome.state.state)} if outcome.state else {})
-            )
-            still = Expect(StateRow, (running.agent,), "version", state.version)
-            await self._core.commit(still, Put(changed), *outcome.changes)
+            await self._commit_hook(state, name, outcome)
         except Exception:
             log.exception("%s of %s failed", name, running.agent)
             return
         self._after(running.agent, outcome)
+
+    async def _commit_hook(self, state: StateRow, name: str, outcome: Outcome) -> None:
+        changed = msgspec.structs.replace(
+            state,
+            state=encode(outcome.state.state) if outcome.state else state.state,
+            schema=outcome.state.schema if outcome.state else state.schema,
+            last_tick_cause=name if name == "on_terminate" else state.last_tick_cause,
+            version=state.version + 1,
+        )
+        still = Expect(StateRow, (state.agent,), "version", state.version)
+        await self._core.commit(still, Put(changed), *outcome.changes)
 
     # -- ends ------------------------------------------------------------------------------------------------------
 
     async def _commit(self, attempt: Attempt, outcome: Outcome) -> None:
         row, state = attempt.row, attempt.state
         await self._core.commit(
-            Expect(AgentRow, (row.agent,)),
+            Expect(AgentRow, (row.agent,), "created_at_ns", attempt.born_ns),
             Expect(EnvelopeRow, (row.agent, row.id), "attempts", row.attempts),
             Expect(StateRow, (row.agent,), "version", state.version),
             Delete(EnvelopeRow, (row.agent, row.id)),
-            Put(self._advanced(attempt, outcome)),
+            Put(self._advanced(attempt, state, outcome)),
             *outcome.changes,
             *self._records(attempt, "ok", ""),
         )
         (await self._mail.box(row.agent)).remove(row.id)
 
-    def _advanced(self, attempt: Attempt, outcome: Outcome | None) -> StateRow:
-        state, set_state = attempt.state, outcome.state if outcome else None
+    def _advanced(self, attempt: Attempt, state: StateRow, outcome: Outcome | None) -> StateRow:
+        set_state = outcome.state if outcome else None
         return msgspec.structs.replace(
             state,
             state=encode(set_state.state) if set_state else state.state,
@@ -233,7 +266,8 @@ class Ticks:
         self, running: Running, settings: Settings, attempt: Attempt, ctx: AgentContext, exc: Exception
     ) -> None:
         row, reason = attempt.row, self._reason(exc)
-        changes: list[Change] = [Put(self._advanced(attempt, None)), *self._records(attempt, "failed", reason)]
+        state = await self._core.store.get(StateRow, row.agent) or attempt.state  # `recover` may have come meanwhile
+        changes: list[Change] = [Put(self._advanced(attempt, state, None)), *self._records(attempt, "failed", reason)]
         retry = settings.retry
         again = msgspec.structs.replace(
             row, attempts=row.attempts + 1, not_before_ns=self._core.clock.now_ns() + retry.delay_ns(row.attempts + 1)
@@ -241,24 +275,27 @@ class Ticks:
         key = (row.agent, row.id)
         is_last = again.attempts >= retry.attempts
         changes += [Delete(EnvelopeRow, key), Put(self._mail.dead(again, reason))] if is_last else [Put(again)]
-        await self._core.commit(Expect(EnvelopeRow, key), *changes)
+        still = [Expect(AgentRow, (row.agent,), "created_at_ns", attempt.born_ns), Expect(EnvelopeRow, key)]
+        await self._core.commit(*still, *changes)
         box = await self._mail.box(row.agent)
         box.remove(row.id) if is_last else box.add(again)
         ids = {"tick_id": attempt.trigger.tick_id, "envelope_id": row.id}
         self._core.trace(row.agent, "tick_end", outcome="failed", error=reason, dead_letter=is_last or None, **ids)
-        await self._tell(running, ctx, reason)
+        await self._tell(running, settings, ctx, reason)
 
     def _reason(self, exc: Exception) -> str:
         if isinstance(exc, OSError) and exc.errno is not None:
-            return f"{row_of(exc).name}: {detail_of(exc)}"
-        log.info("tick failed", exc_info=exc)
-        return f"{type(exc).__name__}: {exc}"[:1000]
+            text = f"{row_of(exc).name}: {detail_of(exc)}"
+        else:
+            log.info("tick failed", exc_info=exc)
+            text = f"{type(exc).__name__}: {exc}"
+        return text[:1000].encode(errors="replace").decode()  # a lone surrogate could not be stored
 
-    async def _tell(self, running: Running, ctx: AgentContext, reason: str) -> None:
+    async def _tell(self, running: Running, settings: Settings, ctx: AgentContext, reason: str) -> None:
         if running.program is None or "on_error" not in running.program.hooks:
             return
         try:
-            await running.program.hook("on_error", ctx, reason)
+            await self._guarded(running, settings, lambda program: program.hook("on_error", ctx, reason))
         except Exception:
             log.exception("on_error of %s failed", running.agent)
 

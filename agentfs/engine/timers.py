@@ -15,6 +15,7 @@ from agentfs.ports import Clock
 from agentfs.record import Pulse
 
 log = logging.getLogger(__name__)
+_SLACK = 256
 
 
 class Timers:
@@ -32,6 +33,9 @@ class Timers:
         self._due[key] = (at_ns, action)
         self._count += 1
         heapq.heappush(self._heap, (at_ns, self._count, key))
+        if len(self._heap) > 2 * len(self._due) + _SLACK:  # most are cancelled: time limits of ticks long over
+            self._heap = [entry for entry in self._heap if self._is_due(entry)]
+            heapq.heapify(self._heap)
         if self._heap[0][2] == key:
             self._changed.fire()
 
@@ -56,11 +60,15 @@ class Timers:
     async def _fire_due(self) -> None:
         while self._heap and self._heap[0][0] <= self._clock.now_ns():
             at_ns, _, key = heapq.heappop(self._heap)
-            if key in self._due and self._due[key][0] == at_ns:
+            if self._is_due((at_ns, 0, key)):
                 try:
                     await self._due.pop(key)[1]()
                 except Exception:
                     log.exception("timer %s failed", key)  # one that fails must not stop the others
+
+    def _is_due(self, entry: tuple[int, int, Hashable]) -> bool:
+        at_ns, _, key = entry
+        return key in self._due and self._due[key][0] == at_ns
 
     async def _sleep(self, at_ns: int, seen: int) -> None:
         async with anyio.create_task_group() as group:

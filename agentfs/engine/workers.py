@@ -65,9 +65,9 @@ class Workers:
             running.cancel(why)
 
     def hibernate(self, agent: str) -> None:
-        """Let *agent* go to sleep after its running tick, whatever is pending."""
+        """Let *agent* go to sleep after its running tick, whatever is pending; what comes later wakes it again."""
         if (running := self._running.get(agent)) is not None:
-            running.is_leaving = True
+            running.is_leaving, running.is_dirty = True, False
 
     def reload(self, agent: str) -> None:
         """The program changed: load it anew for the next tick."""
@@ -89,12 +89,15 @@ class Workers:
             del self._running[agent]
             self._mail.forget(agent)
             self._core.versions.bump(agent, "lifecycle")
-        if running.is_dirty and not running.is_leaving:
+        if running.is_dirty:
             self.wake(agent)
 
     async def _step(self, running: Running) -> bool:
         """Run the next envelope; False when there is nothing to run now."""
-        if running.is_leaving or self.is_draining:
+        if self.is_draining:
+            return False
+        if running.is_leaving:
+            await self._set_alarm_clock(running.agent)
             return False
         running.is_dirty = False
         settings = await self._settings(running.agent)
@@ -111,6 +114,12 @@ class Workers:
                 return False
             await self._ticks.run(running, settings, slot.id)
         return True
+
+    async def _set_alarm_clock(self, agent: str) -> None:
+        """A retry that waits for its time wakes the agent however it fell asleep."""
+        _, wake_at_ns = (await self._mail.box(agent)).next(self._core.clock.now_ns())
+        if wake_at_ns is not None:
+            self._wake_at(agent, wake_at_ns)
 
     async def _settings(self, agent: str) -> Settings | None:
         """The settings of an agent that may tick, else None."""
@@ -131,5 +140,4 @@ class Workers:
         if row is None or self.is_draining or self._ticks is None:
             return
         name = "on_sleep" if row.terminated_at_ns is None else "on_terminate"
-        if running.program is not None or name == "on_terminate":
-            await self._ticks.run_hook(running, parse_settings(row.config), name)
+        await self._ticks.run_hook(running, row, name)

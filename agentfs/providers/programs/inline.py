@@ -25,7 +25,7 @@ def load_class(ref: str) -> type[Agent[object]]:
     try:
         module = _load_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
         found = getattr(module, name)
-    except Exception as exc:
+    except (Exception, SystemExit) as exc:
         raise error(errno.EINVAL, detail=f"program.ref: {ref!r}: {type(exc).__name__}: {exc}") from exc
     if not (isinstance(found, type) and issubclass(found, Agent)):
         raise error(errno.EINVAL, detail=f"program.ref: {ref!r} is not a subclass of agentfs.engine.agent.Agent")
