@@ -57,6 +57,11 @@ class Log(ABC):
     def __init__(self) -> None:
         self.pulse = Pulse()
 
+    def finish(self) -> None:
+        """Nothing more will come."""
+        self.is_finished = True
+        self.pulse.fire()
+
     @abstractmethod
     async def heads(self) -> Sequence[LogHead]:
         """The generations held, oldest first; empty when nothing was ever appended."""
@@ -122,11 +127,6 @@ class RingLog(Log):
         current.changed_at_ns = self._clock.now_ns()
         self.pulse.fire()
         return Record(f"{current.epoch}-{seq}", line)
-
-    def finish(self) -> None:
-        """Nothing more will come."""
-        self.is_finished = True
-        self.pulse.fire()
 
     async def heads(self) -> Sequence[LogHead]:
         return [g.head() for g in self._generations]

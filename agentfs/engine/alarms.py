@@ -15,6 +15,7 @@ import msgspec
 from agentfs.engine.core import Core
 from agentfs.engine.effects import SetAlarm
 from agentfs.engine.envelope import Envelope, Metadata, encode
+from agentfs.engine.settings import parse_settings
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.ports import Change, Delete, Expect, Insert, Put
@@ -120,14 +121,16 @@ class Alarms:
 
     async def _fire_once(self, agent: str, name: str) -> None:
         row = await self._core.store.get(AlarmRow, agent, name)
+        about = await self._core.store.get(AgentRow, agent)
         now_ns = self._core.clock.now_ns()
-        if row is None or row.next_at_ns is None or await self._is_terminated(agent):
+        if row is None or row.next_at_ns is None or about is None or about.terminated_at_ns is not None:
             return
         if row.next_at_ns > now_ns:  # replaced while this firing waited
             self.arm(row)
             return
         spec = msgspec.json.decode(row.spec, type=Spec)
         due = self._due(row.next_at_ns, spec, now_ns)
+        due = due[: await self._room(about, due, is_once=spec.every_ms is None)]
         key = (agent, name)
         changes: list[Change] = [Expect(AlarmRow, key, "next_at_ns", row.next_at_ns)]
         changes += [Insert(self._envelope(row, spec, at_ns)) for at_ns in due]
@@ -138,9 +141,13 @@ class Alarms:
         if later:
             self.arm(later)
 
-    async def _is_terminated(self, agent: str) -> bool:
-        row = await self._core.store.get(AgentRow, agent)
-        return row is None or row.terminated_at_ns is not None
+    async def _room(self, about: AgentRow, due: Sequence[int], *, is_once: bool) -> int:
+        """How many firings the inbox has room for; the rest of a repeating alarm's is missed. ENOBUFS: try later."""
+        depth = parse_settings(about.config).overflow.max_depth
+        room = max(0, depth - await self._core.store.count(EnvelopeRow, about.id))
+        if due and is_once and not room:
+            raise error(errno.ENOBUFS, detail=f"inbox holds {depth}")
+        return room
 
     def _due(self, first_ns: int, spec: Spec, now_ns: int) -> list[int]:
         """The firings that *missed* lets through, oldest first; one that is late by less than its period is on time."""

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from agentfs.engine.effects import (
     AnyEffect,
@@ -27,9 +29,10 @@ from agentfs.types import check_name
 if TYPE_CHECKING:
     from agentfs.engine.core import Core
     from agentfs.engine.trigger import Trigger
+    from agentfs.ports import Store
     from agentfs.service import FileService
 
-E = TypeVar("E", bound=AnyEffect)
+_FEW = 32
 
 
 class Kv:
@@ -59,8 +62,20 @@ class Kv:
 
     async def keys(self) -> Sequence[str]:
         """All keys, sorted."""
-        stored = {row.key for row in await self._core.store.scan(KvRow, self._agent)}
+        stored = {row.key for row in await kv_rows(self._core.store, self._agent)}
         return sorted({*stored, *self._own} - {k for k, v in self._own.items() if v is None})
+
+
+async def kv_rows(store: Store, agent: str, after: str = "", limit: int = -1) -> Sequence[KvRow]:
+    """Values behind the key *after*, without their bytes: few are held at a time, for each may be large."""
+    found: list[KvRow] = []
+    while limit < 0 or len(found) < limit:
+        page = await store.scan(KvRow, agent, after=after or None, limit=_FEW)
+        found += [msgspec.structs.replace(row, value=b"") for row in page]
+        if not page:
+            break
+        after = page[-1].key
+    return found[:limit] if limit >= 0 else found
 
 
 class AgentContext:

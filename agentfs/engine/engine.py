@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import anyio
@@ -33,7 +33,9 @@ from agentfs.service import FileService
 from agentfs.types import Principal, agent_id, check_name, new_id, rfc3339
 
 log = logging.getLogger(__name__)
-_RETRY_NS = 1_000_000_000
+_RACES = 16
+RESERVED = frozenset({"operator", "runtime", "schedule", "new", "import"})
+"""No agent's name: senders that are no agents, and names beside the agents'."""
 
 
 class Engine:
@@ -92,6 +94,8 @@ class Engine:
         """Create a dormant agent; *name* "" picks one. EEXIST, EINVAL, ENOSPC."""
         now_ns = self.core.clock.now_ns()
         agent = agent_id(name or f"agent-{new_id(now_ns)[-12:]}")
+        if agent in RESERVED:
+            raise error(errno.EINVAL, agent, f"name: want none of {' '.join(sorted(RESERVED))}")
         row = AgentRow(id=agent, created_at_ns=now_ns, config=encode(settings), config_at_ns=now_ns)
         await self.core.commit(
             Insert(row),
@@ -123,15 +127,30 @@ class Engine:
 
     async def configure(self, agent: str, settings: Settings, match: int | None) -> None:
         """Replace the configuration; a program takes effect after the running tick. ESTALE: *match* is not current."""
-        row = await self.row(agent)
-        now_ns = max(self.core.clock.now_ns(), row.config_at_ns + 1)
-        if match is not None and match != row.config_at_ns:
-            raise error(errno.ESTALE, "config", f"version is {row.config_at_ns}, not {match}")
-        changed = msgspec.structs.replace(row, config=encode(settings), config_at_ns=now_ns)
-        record = self._lifecycle(agent, "configured")
-        await self.core.commit(*self._unchanged(row), Put(changed), record)
+
+        async def configure() -> None:
+            row = await self.row(agent)
+            now_ns = max(self.core.clock.now_ns(), row.config_at_ns + 1)
+            if match is not None and match != row.config_at_ns:
+                raise error(errno.ESTALE, "config", f"version is {row.config_at_ns}, not {match}")
+            changed = msgspec.structs.replace(row, config=encode(settings), config_at_ns=now_ns)
+            record = self._lifecycle(agent, "configured")
+            await self.core.commit(*self._unchanged(row), Put(changed), record)
+
+        await self._repeated(configure)
         self.workers.reload(agent)
         self.workers.wake(agent)
+
+    async def _repeated(self, change: Callable[[], Awaitable[None]]) -> None:
+        """Do *change* again when another changed the same row meanwhile."""
+        for left in reversed(range(_RACES)):
+            try:
+                await change()
+            except OSError as exc:
+                if exc.errno != errno.ESTALE or not left:
+                    raise
+            else:
+                return
 
     def _unchanged(self, row: AgentRow) -> Sequence[Change]:
         columns = ("config_at_ns", "is_paused", "terminated_at_ns")
@@ -155,8 +174,7 @@ class Engine:
 
     async def verb(self, agent: str, verb: str, principal: Principal, payload: str = "") -> None:
         """Do a lifecycle verb; returns when it is recorded, never waits for a tick. EPERM in the wrong state."""
-        row = await self.row(agent)
-        lifecycle.check_verb(verb, await self._state(row))
+        lifecycle.check_verb(verb, await self._state(await self.row(agent)))
         if verb in ("tick", "wake"):
             state = await self.core.store.get(StateRow, agent)
             is_new = verb == "wake" and (state is None or state.tick_count == 0)
@@ -166,10 +184,12 @@ class Engine:
         elif verb == "stop":
             self.workers.cancel_tick(agent, "stop")
         else:
-            await self._record_verb(row, verb)
+            await self._repeated(lambda: self._record_verb(agent, verb))
         self.core.trace(agent, "lifecycle", verb=verb, by=principal.source)
 
-    async def _record_verb(self, row: AgentRow, verb: str) -> None:
+    async def _record_verb(self, agent: str, verb: str) -> None:
+        row = await self.row(agent)
+        lifecycle.check_verb(verb, await self._state(row))
         changes: list[Change] = [self._lifecycle(row.id, verb)]
         match verb:
             case "pause" | "resume":

@@ -55,7 +55,8 @@ def encode(value: object) -> str:
 
 def digest(envelope: Envelope) -> str:
     """SHA-256 of what the sender decides: two submits of one id with the same digest are the same message."""
-    core = [envelope.source, envelope.to, envelope.payload, envelope.metadata]
+    meta = envelope.metadata
+    core = [envelope.source, envelope.to, envelope.payload, meta.reply_to, meta.expires_at, meta.priority, meta.extra]
     return hashlib.sha256(msgspec.json.encode(core, order="sorted")).hexdigest()
 
 

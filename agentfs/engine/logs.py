@@ -58,9 +58,12 @@ class Logs:
         return ring
 
     def drop(self, agent: str) -> None:
-        """The agent is gone: one of the same name begins a trace of its own."""
-        self._rings.pop(agent, None)
+        """The agent is gone: its followers end, and one of the same name begins logs of its own."""
+        ring = self._rings.pop(agent, None)
         self._recent.pop(agent, None)
+        logs: list[Log] = [self._durable.pop(key) for key in list(self._durable) if key[0] == agent]
+        for log in [*logs, *([ring] if ring is not None else [])]:
+            log.finish()
 
     def touch(self, agent: str, name: str) -> None:
         """Records were appended: wake the followers."""

@@ -16,7 +16,7 @@ from agentfs.engine.envelope import Envelope, decode, digest, encode
 from agentfs.engine.mailbox import Mailbox
 from agentfs.engine.settings import Overflow, Settings, parse_settings
 from agentfs.errors import error
-from agentfs.ports import Append, Change, Delete, Expect, Insert, Put, Trim
+from agentfs.ports import Append, AtMost, Change, Delete, Expect, Insert, Put, Trim
 from agentfs.rows import AgentRow, DeadRow, DeliveryRow, EnvelopeRow, ReceiptRow
 from agentfs.types import rfc3339
 
@@ -50,7 +50,7 @@ class Mail:
     def forget(self, agent: str) -> None:
         """Free the mailbox of *agent* unless a handle or a tick needs it; its rows stay."""
         box = self._boxes.get(agent)
-        if box is not None and not box.reserved and box.running is None:
+        if box is not None and not box.is_needed:
             del self._boxes[agent]
 
     def drop(self, agent: str) -> None:
@@ -111,34 +111,34 @@ class Mail:
             await self._core.commit(*also)
             return again
         row, box = self._row(envelope, kind), await self.box(envelope.to)
-        box.reserved += 0 if has_place else 1  # held while it is stored: others that come meanwhile see it taken
         try:
-            if kind != "message" or len(box) + box.reserved <= overflow.max_depth:
-                await self._store(envelope, row, [Insert(row)], also)
+            if overflow.policy == "drop_oldest":
+                async with box.displacing:
+                    await self._put(envelope, row, box, overflow, has_place, also)
             else:
-                await self._squeeze(envelope, row, box, overflow, has_place, also)
+                await self._put(envelope, row, box, overflow, has_place, also)
         except FileExistsError:  # another submit of this id won the race
             if (again := await self._duplicate(envelope)) is None:
                 raise
             await self._core.commit(*also)
             return again
-        finally:
-            box.reserved -= 0 if has_place else 1
         return self._receipt(row.id, row.agent, row.accepted_at_ns)
 
-    async def _squeeze(
+    async def _put(
         self, envelope: Envelope, row: EnvelopeRow, box: Mailbox, overflow: Overflow, has_place: bool,
         also: Sequence[Change],
     ) -> None:  # fmt: skip
-        async with box.displacing:
+        own = 0 if has_place else 1  # held while it is stored: what comes meanwhile sees the place taken
+        box.reserved += own
+        try:
             while True:
                 try:
-                    await self._store(envelope, row, await self._placing(row, box, overflow, has_place), also)
+                    return await self._store(envelope, row, await self._placing(row, box, overflow, has_place), also)
                 except OSError as exc:
-                    if exc.errno != errno.ESTALE:
+                    if exc.errno != errno.ESTALE:  # a tick has just ended what was to make room: look again
                         raise
-                else:  # ESTALE: a tick has just ended what was to make room
-                    return
+        finally:
+            box.reserved -= own
 
     async def _store(
         self, envelope: Envelope, row: EnvelopeRow, changes: Sequence[Change], also: Sequence[Change]
@@ -162,15 +162,16 @@ class Mail:
         )  # fmt: skip
 
     async def _placing(self, row: EnvelopeRow, box: Mailbox, overflow: Overflow, has_place: bool) -> Sequence[Change]:
-        """The changes that make *row* part of a full inbox as its policy says; a held place never fails."""
-        if len(box) + box.reserved <= overflow.max_depth:  # a place came free while it waited
+        """The changes that put *row* into the inbox, or do what the policy of a full one says; a place is enough."""
+        if row.kind != "message" or len(box) + box.reserved <= overflow.max_depth:
             return [Insert(row)]
         if overflow.policy == "reject" or await self._is_dead_full(row.agent, overflow):
             if not has_place:
                 raise error(errno.ENOBUFS, detail=f"inbox holds {len(box)} of {overflow.max_depth}")
             return [Insert(row)]
         if overflow.policy == "dead_letter":
-            return [Put(self.dead(row, "overflow"))]
+            room = [] if has_place else [AtMost(DeadRow, (row.agent,), overflow.dead_letter_max)]
+            return [Put(self.dead(row, "overflow")), *room]
         oldest = box.oldest()
         victim = await self._core.store.get(EnvelopeRow, row.agent, oldest) if oldest else None
         if victim is None:

@@ -31,10 +31,15 @@ class Mailbox:
     def __init__(self) -> None:
         self.loaded, self.is_loaded = Pulse(), False
         self.reserved = 0
-        self.displacing = anyio.Lock()  # one at a time looks for the envelope that makes room
+        self.displacing = anyio.Lock()  # under drop_oldest one at a time: it must see what came before
         self.running: str | None = None
         self._sources: dict[str, dict[str, Slot]] = {}
         self._ids: dict[str, str] = {}
+
+    @property
+    def is_needed(self) -> bool:
+        """Whether somebody counts on this very object."""
+        return bool(self.reserved) or self.running is not None or self.displacing.locked()
 
     def __len__(self) -> int:
         return len(self._ids)

@@ -98,5 +98,7 @@ def _check(settings: Settings) -> None:
             "\0" in word for word in [*settings.program.argv, *settings.program.env, *settings.program.env.values()]
         ):
             raise error(errno.EINVAL, detail="config: program: a word holds a NUL byte")
+        if any(not name or "=" in name for name in settings.program.env):
+            raise error(errno.EINVAL, detail="config: program.env: a name is empty or holds =")
     elif ":" not in settings.program.ref:
         raise error(errno.EINVAL, detail="config: program.ref: want module:Class or /path/file.py:Class")

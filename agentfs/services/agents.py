@@ -21,7 +21,6 @@ from agentfs.service import FileHandle, FileService
 from agentfs.tree import At, Call, Dir, Entry, Info, Tree
 from agentfs.types import NO_WANT, OPERATOR, ROOT, Mode, Path, Principal, Qid, Stat, Want
 
-_RESERVED = ("new", "import")
 _USAGE = 'write {"name":"NAME","program":{"kind":"exec","argv":["PROGRAM"]}} and read {"id":...,"status":...}\n'
 
 
@@ -38,8 +37,8 @@ class Register:
         except msgspec.DecodeError as exc:
             raise error(errno.EINVAL, at.path, f"request: {exc}") from exc
         name = msgspec.json.decode(fields.pop("name", msgspec.Raw(b'""')))
-        if not isinstance(name, str) or name in _RESERVED:
-            raise error(errno.EINVAL, at.path, f"name: want a string, none of {' '.join(_RESERVED)}")
+        if not isinstance(name, str):
+            raise error(errno.EINVAL, at.path, "name: want a string")
         merged = {"program": msgspec.Raw(msgspec.json.encode(self._default.program)), **fields}
         settings = parse_settings(msgspec.json.encode(merged))
         self._check(settings)

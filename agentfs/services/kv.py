@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import msgspec
 
+from agentfs.engine.context import kv_rows
 from agentfs.errors import error
 from agentfs.ports import Change, Delete, Expect, Put
 from agentfs.rows import KvRow
@@ -69,7 +70,7 @@ class Values:
 
     async def keys(self, at: At, after: str, limit: int) -> Sequence[Entry]:
         """Keys with their sizes, in pages."""
-        rows = await self._core.store.scan(KvRow, self._agent, after=after or None, limit=limit)
+        rows = await kv_rows(self._core.store, self._agent, after, limit)
         return [Entry(row.key, _info(row)) for row in rows]
 
 

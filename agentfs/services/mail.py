@@ -5,7 +5,7 @@ oldest first, or after a write on the same handle the receipts. A full inbox ref
 ``queue/<id>.json`` (R) is a pending envelope; unlink discards it (EBUSY in a running tick). ``queue/overflow`` (RW)
 is {policy, max_depth, dead_letter_max}. ``outbox`` (S) is every envelope the agent emitted. ``deadletter/<id>.json``
 (R) is {envelope, reason, attempts, at}; unlink discards, ``mv`` to ``../queue/`` replays. ``deadletter/count`` (R) is a
-number, ``deadletter/ctl`` (X): replay ID | replay all | discard ID.
+number, ``deadletter/ctl`` (X): replay ID | replay all | discard ID. Only the operator discards.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from agentfs.engine import envelope as wire
-from agentfs.engine.settings import Overflow
+from agentfs.engine.settings import Overflow, parse_settings
 from agentfs.errors import error
 from agentfs.record import Log
 from agentfs.rows import DeadRow, EnvelopeRow
@@ -105,10 +105,10 @@ class Mail:
         """Replace the overflow part of the configuration."""
         try:
             overflow = msgspec.json.decode(doc, type=Overflow)
-        except msgspec.DecodeError as exc:
+        except (msgspec.DecodeError, RecursionError) as exc:
             raise error(errno.EINVAL, at.path, str(exc)) from exc
         settings = msgspec.structs.replace(await self._mail.settings(self._agent), overflow=overflow)
-        await self._scope.engine.configure(self._agent, settings, at.want.match)
+        await self._scope.engine.configure(self._agent, parse_settings(wire.encode(settings)), at.want.match)
 
     # -- deadletter/ -----------------------------------------------------------------------------------------------
 
@@ -160,10 +160,11 @@ def _page(rows: Sequence[tuple[str, Info]], after: str, limit: int) -> Sequence[
 def mail(scope: Scope) -> Tree:
     """inbox, queue/, outbox and deadletter/ of one agent."""
     m = Mail(scope)
-    pending = File(name="{id}.json", read=m.queued, remove=m.discard)
-    dead = File(name="{id}.json", read=m.dead, remove=m.discard_dead)
+    pending = File(name="{id}.json", read=m.queued, remove=m.discard, operator=True)
+    dead = File(name="{id}.json", read=m.dead, remove=m.discard_dead, operator=True)
     overflow = File(name="overflow", read=m.read_overflow, write=m.write_overflow, operator=True)
-    dead_ctl = Ctl(name="ctl", verbs={"replay": m.replay, "discard": m.discard_verb})
+    verbs = {"replay": m.replay, "discard": m.discard_verb}
+    dead_ctl = Ctl(name="ctl", verbs=verbs, operator_verbs=frozenset({"discard"}))
     count = File(name="count", read=m.count)
     return scope.tree(
         Queue(name="inbox", read=m.pending, sink=m.sink, info=m.inbox_info),

@@ -139,8 +139,8 @@ class QueueHandle(UnitHandle):
         self._receipts = self._receipts or Answer(b"")
         self._receipts.data += receipt
 
-    async def aclose(self) -> None:
-        await super().aclose()
+    def _close(self) -> None:  # also when the closing is cancelled: the place must not be lost
+        super()._close()
         if self._sink is not None:
             self._sink.close()
             self._sink = None
@@ -177,7 +177,7 @@ class CtlHandle(TreeHandle):
 
     def __init__(self, node: Ctl, opening: Opening) -> None:
         super().__init__(opening)
-        self._node, self._buffer = node, b""
+        self._node, self._buffer, self._is_cut_off = node, b"", False
         lines = [f"{verb} {words}".rstrip() for verb, (_, _, words) in node.arity.items()]
         lines += [f"last error: {opening.errors.last}"] if opening.errors.last else []
         self._snapshot = "".join(f"{line}\n" for line in lines).encode()
@@ -190,6 +190,8 @@ class CtlHandle(TreeHandle):
         return self._snapshot[offset : offset + size]
 
     async def _write(self, data: bytes, offset: int) -> int:
+        if self._is_cut_off:
+            raise error(errno.EFBIG, self._at.path, "the line before was cut off")
         done = 0
         while (end := data.find(b"\n", done)) >= 0:
             line, self._buffer = self._buffer + data[done:end], b""
@@ -200,14 +202,20 @@ class CtlHandle(TreeHandle):
                     return done
                 raise
             done = end + 1
-        self._fit(self._buffer + data[done:])
+        try:
+            self._fit(self._buffer + data[done:])
+        except OSError:
+            if done:
+                return done
+            self._buffer, self._is_cut_off = b"", True  # half a line is no verb, nor is its rest
+            raise
         self._buffer += data[done:]
         return len(data)
 
     async def truncate(self, size: int) -> None:
         if size:
             raise error(errno.EINVAL, self._at.path, "length: this file can only be cut to 0")
-        self._buffer = b""
+        self._buffer, self._is_cut_off = b"", False
 
     async def _flush(self, final: bool) -> None:
         if final and self._buffer:

@@ -56,11 +56,13 @@ class Tree(FileService):
         self._errors = errors or Errors()
         self._principal = OPERATOR
         self._pending: dict[Path, int] = {}  # created, its document not written yet: how many handles
-        self._scratch: dict[Path, bytes] = {}  # what `sed -i` writes before it renames it onto a file
+        self._scratches: dict[Principal, dict[Path, bytes]] = {}
+        self._scratch = self._scratches.setdefault(OPERATOR, {})  # what `sed -i` writes before it renames it
 
     def attach(self, principal: Principal) -> Tree:
         attached = copy.copy(self)  # shares what is pending, the errors and the nodes
         attached._principal = principal
+        attached._scratch = self._scratches.setdefault(principal, {})  # nobody else's: it becomes what may be theirs
         return attached
 
     # -- walking ---------------------------------------------------------------------------------------------------
@@ -93,6 +95,14 @@ class Tree(FileService):
             at.params[top.slot[1]] = key  # type: ignore[index]  # _walk gave a dict
             return top.each
         return None
+
+    async def _is_new(self, path: Path) -> bool:
+        """Whether *path* was created and its document is not written yet."""
+        if path not in self._pending:
+            return False
+        top, name = split(path)
+        node, at = await self._walk(top)
+        return isinstance(node, Dir) and await self._child(node, self._at(top, dict(at.params)), name) is None
 
     def _template(self, top: Dir, path: Path, params: dict[str, str], name: str) -> Node:
         key = top.key_of(name)
@@ -131,7 +141,7 @@ class Tree(FileService):
             return self._stat_log(node, at, heads[-1] if heads else None)
         if at.path in self._scratch:
             info = Info(size=len(self._scratch[at.path]))
-        elif info is None and at.path not in self._pending:
+        elif info is None and not await self._is_new(at.path):
             info = await node.info(at) if node.info else Info()
         info = info or Info()
         return Stat(name, node.mode(self._principal), info.size, info.mtime_ns, Qid(number, info.version), node.kind)
@@ -212,7 +222,7 @@ class Tree(FileService):
         if isinstance(leaf, Dir):
             raise error(errno.EISDIR, path)
         self._permit(leaf, path, mode)
-        return await open_leaf(leaf, self._opening(at, mode), is_new=path in self._pending)
+        return await open_leaf(leaf, self._opening(at, mode), is_new=await self._is_new(path))
 
     def _permit(self, node: Leaf, path: Path, mode: Mode) -> None:
         if Mode.READ in mode and not node.is_readable:
@@ -268,6 +278,8 @@ class Tree(FileService):
                 raise error(errno.EEXIST, path)
             return await self.open(path, mode, want=want)
         if self._is_scratch(top, split(path)[1]):
+            if len(self._scratch) >= _SCRATCH_MAX:  # one that was killed never comes back for its own
+                del self._scratch[next(iter(self._scratch))]
             self._scratch[path] = b""
             return await self.open(path, mode, want=want)
         if top.create is None:
@@ -283,7 +295,7 @@ class Tree(FileService):
 
     def _is_scratch(self, top: Dir, name: str) -> bool:
         files = [*top.entries, top.each] if top.each else top.entries
-        fits = _SCRATCH.match(name) and not isinstance(top.each, Data) and len(self._scratch) < _SCRATCH_MAX
+        fits = _SCRATCH.match(name) and not isinstance(top.each, Data)
         return bool(fits) and any(isinstance(e, File) and e.may_write(self._principal) for e in files)
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
@@ -299,12 +311,13 @@ class Tree(FileService):
         node, at = await self._walk(path, want)
         if path in self._scratch:
             del self._scratch[path]
-        elif path in self._pending:
+        elif await self._is_new(path):
             del self._pending[path]
         elif node.remove is None or (node.operator and not self._principal.is_operator):
             raise error(errno.EACCES, path, "cannot be removed")
         else:
             await node.remove(at)
+            self._pending.pop(path, None)
 
     async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
         await self._walk(old)

@@ -25,6 +25,7 @@ from agentfs.errors import error, only
 log = logging.getLogger(__name__)
 _STDERR_LINE = 4096
 _STDERR_LINES = 1000
+_LINGER_S = 1.0
 
 
 class Execute:
@@ -56,10 +57,14 @@ class Execute:
             raise error(errno.EREMOTEIO, detail=f"cannot start a process: {exc.strerror}") from exc
         try:
             async with anyio.create_task_group() as group:
+                out, err = anyio.CancelScope(), anyio.CancelScope()
                 group.start_soon(self._feed, process, msgspec.json.encode(ctx.trigger) + b"\n")
-                group.start_soon(self._read_stderr, process, ctx)
-                await self._read_effects(process, ctx)
+                group.start_soon(self._linger, process, out, err)
+                async with anyio.create_task_group() as readers:
+                    readers.start_soon(self._read_stderr, process, ctx, err)
+                    await self._read_effects(process, ctx, out)
                 code = await process.wait()
+                group.cancel_scope.cancel()
         except BaseExceptionGroup as group_error:
             raise only(group_error) from group_error
         finally:
@@ -67,6 +72,13 @@ class Execute:
         if code != 0:
             what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
             raise error(errno.EREMOTEIO, detail=f"{self._program.argv[0]}: {what}: {self._last_words or 'no message'}")
+
+    async def _linger(self, process: Process, *reading: anyio.CancelScope) -> None:
+        """What it left behind may finish its words for a moment, but no tick waits for a child that stays."""
+        await process.wait()
+        await anyio.sleep(_LINGER_S)
+        for scope in reading:
+            scope.cancel()
 
     async def _feed(self, process: Process, data: bytes) -> None:
         assert process.stdin is not None
@@ -76,31 +88,33 @@ class Execute:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             log.debug("program closed its stdin early")
 
-    async def _read_effects(self, process: Process, ctx: AgentContext) -> None:
+    async def _read_effects(self, process: Process, ctx: AgentContext, reading: anyio.CancelScope) -> None:
         assert process.stdout is not None
         rest, total = b"", 0
-        async for piece in process.stdout:
-            total += len(piece)
-            if total > self._output_bytes:
-                raise error(errno.EFBIG, detail=f"program printed more than {self._output_bytes} bytes")
-            *lines, rest = (rest + piece).split(b"\n")
-            for line in lines:
-                self._take(line, ctx)
+        with reading:
+            async for piece in process.stdout:
+                total += len(piece)
+                if total > self._output_bytes:
+                    raise error(errno.EFBIG, detail=f"program printed more than {self._output_bytes} bytes")
+                *lines, rest = (rest + piece).split(b"\n")
+                for line in lines:
+                    self._take(line, ctx)
         self._take(rest, ctx)
 
     def _take(self, line: bytes, ctx: AgentContext) -> None:
         if line.strip():
             ctx.take(decode_line(line))
 
-    async def _read_stderr(self, process: Process, ctx: AgentContext) -> None:
+    async def _read_stderr(self, process: Process, ctx: AgentContext, reading: anyio.CancelScope) -> None:
         stream: ByteReceiveStream | None = process.stderr
         assert stream is not None
         rest, count = b"", 0
-        async for piece in stream:
-            *lines, rest = (rest + piece)[-(1 << 20) :].split(b"\n")
-            for line in lines:
-                count += 1
-                self._say(line, ctx, count)
+        with reading:
+            async for piece in stream:
+                *lines, rest = (rest + piece)[-(1 << 20) :].split(b"\n")
+                for line in lines:
+                    count += 1
+                    self._say(line, ctx, count)
         self._say(rest, ctx, count + 1)
 
     def _say(self, line: bytes, ctx: AgentContext, count: int) -> None:
@@ -114,7 +128,7 @@ class Execute:
         with anyio.CancelScope(shield=True):
             try:
                 os.killpg(process.pid, signal.SIGKILL)
-            except ProcessLookupError:
+            except (ProcessLookupError, PermissionError):
                 log.debug("program and all it started have ended")
             await process.wait()
             await process.aclose()
