@@ -14,12 +14,14 @@ from typing import Annotated, Any, Final, Literal
 
 import msgspec
 
-from agentfs import toml
+from agentfs import fault, toml
 from agentfs.errors import error
 from agentfs.limits import Limits
 
 FILE: Final = "config.toml"
-FOREIGN: Final = frozenset({"AGENTFS_CONFIG", "AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_ROOT", "AGENTFS_AGENT"})
+FOREIGN: Final = frozenset(
+    {"AGENTFS_CONFIG", "AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_ROOT", "AGENTFS_AGENT", fault.ENV}
+)
 DEMO: Final = {"kind": "exec", "argv": ["python3", "-m", "agentfs.demo"]}
 
 Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}\Z")]

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import copy
 import errno
-from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
 from agentfs.engine.engine import Engine
@@ -16,42 +15,12 @@ from agentfs.engine.settings import Settings
 from agentfs.errors import error
 from agentfs.namespace import Namespace
 from agentfs.service import FileHandle, FileService
-from agentfs.services import Scope, Service, discover
+from agentfs.services import discover
 from agentfs.services.agents import Agents, Register
 from agentfs.services.runtime import runtime
-from agentfs.tree import Errors
-from agentfs.types import NO_WANT, Bind, Mode, Path, Principal, Want
+from agentfs.spaces import Mounts, Spaces
+from agentfs.types import NO_WANT, Mode, Path, Principal, Want
 from agentfs.views import View
-
-_SPACES_HELD = 256
-
-
-class Spaces:
-    """The namespaces of agents, built when they are first walked, the most recent ones kept."""
-
-    def __init__(self, engine: Engine, services: Sequence[Service]) -> None:
-        self._engine, self._services = engine, services
-        self._held: OrderedDict[str, Namespace] = OrderedDict()
-
-    def of(self, agent: str) -> Namespace:
-        """The namespace of *agent*, every service mounted."""
-        space = self._held.get(agent)
-        if space is None:
-            space = self._held[agent] = self._build(agent)
-            if len(self._held) > _SPACES_HELD:
-                self._held.popitem(last=False)
-        self._held.move_to_end(agent)
-        return space
-
-    def _build(self, agent: str) -> Namespace:
-        def report(path: Path, exc: OSError) -> None:
-            self._engine.note_error(agent, path, exc)
-
-        space, errors = Namespace(), Errors(report)
-        for service in self._services:
-            scope = Scope(self._engine, agent, errors, space)
-            space.mount(service.build(scope), Path(service.at), Bind.AFTER, name=service.name)
-        return space
 
 
 class Door:
@@ -72,8 +41,12 @@ class House(View):
 
     def attach(self, principal: Principal) -> Self:
         room = copy.copy(self)
-        tree = self._tree if principal.is_operator else self._spaces.of(principal.name)
-        room._service = tree.attach(principal)
+        if not principal.is_operator:
+            room._service = self._spaces.view(principal)
+        elif principal.caveats:
+            room._service = self._spaces.guarded(self._tree.attach(principal), principal)
+        else:
+            room._service = self._tree.attach(principal)
         return room
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
@@ -93,9 +66,15 @@ def build(
     engine: Engine, default: Settings, check: Callable[[Settings], None], config: Mapping[str, Any]
 ) -> tuple[House, Spaces]:
     """The house over *engine*; *default* is for ``mkdir``, *check* refuses programs that cannot run."""
-    spaces = Spaces(engine, discover())
+    mounts = Mounts(discover())
+    spaces = Spaces(engine, mounts)
+    engine.adopt(mounts.grant, spaces.remounted)
     register, root = Register(engine, default, check), Namespace()
-    root.mount(Agents(register, spaces.of, as_agent=False), Path("agents"), name="agents")
-    root.mount(Agents(register, spaces.of, as_agent=True), Path("views"), name="views")
+
+    def own(agent: str, principal: Principal) -> FileService:
+        return spaces.view(principal)
+
+    root.mount(Agents(register, spaces.office, as_agent=False), Path("agents"), name="agents")
+    root.mount(Agents(register, own, as_agent=True), Path("views"), name="views")
     root.mount(runtime(engine, config), Path("runtime"), name="runtime")
     return House(root, spaces), spaces

@@ -29,4 +29,13 @@ class Limits:
     hops: int = 32  # ELOOP dead letter
     effects: int = 1_000  # effects one tick may return
     output_bytes: int = 4 << 20  # what an exec program may print in one tick
+    effects_held: int = 10_000  # ENOSPC: entries of the idempotency journal, per agent
+    effect_ttl_seconds: int = 3_600  # how long an outcome is replayed once its envelope is done with
+    account_days: int = 62  # how long a day's sums are kept
+    approvals: int = 1_000  # ENOSPC: requests that wait or were decided, per agent
+    approval_ttl_seconds: int = 86_400  # how long a request waits, and how long an allowed one may be used
+    tokens: int = 10_000  # ENOSPC: capability tokens not yet expired, per issuer
+    agent_handles: int = 512  # EMFILE: per agent or token, whatever the face
+    agent_rate: int = 2_000  # EAGAIN, ENOBUFS: opens, changes and writes a second, per agent or token
+    agent_write_bytes: int = 64 << 20  # ENOBUFS: bytes written a second, per agent or token
     parallel_ticks: int = 8  # ticks that run at the same time in one runtime

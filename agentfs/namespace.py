@@ -8,13 +8,14 @@ from __future__ import annotations
 import errno
 import shlex
 import stat as _stat
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from hashlib import blake2b
-from typing import Final, TypeVar
+from typing import Final, TypeAlias, TypeVar
 
 from agentfs.errors import error
+from agentfs.mounts import Mount, Node, Table, flag_of, parts_of, placed, walk
 from agentfs.service import FileHandle, FileService
 from agentfs.types import (
     NO_WANT,
@@ -35,33 +36,10 @@ from agentfs.types import (
 from agentfs.views import NamedHandle, named
 
 T = TypeVar("T")
+Resolve: TypeAlias = Callable[[str, tuple[str, ...]], FileService]
+"""What a script's NAME with options stands for. ENOENT for no such service, EINVAL for the options."""
+
 MOUNTS_MAX: Final = 1 << 14  # ENOSPC: members of one table
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Mount:
-    """One member of a union: *service*, called *name* in the script, of which the subtree *root* is seen."""
-
-    service: FileService
-    root: Path
-    name: str
-
-
-@dataclass(frozen=True, slots=True)
-class _Node:
-    """A place in the trie; never changed, so that a fork is a reference."""
-
-    members: tuple[Mount, ...] = ()
-    children: Mapping[str, _Node] = field(default_factory=dict)
-    count: int = 0  # of members here and below
-
-
-@dataclass(slots=True)
-class _Table:
-    """The mount table that a namespace and everything attached to it share."""
-
-    root: _Node = field(default_factory=_Node)
-    names: dict[str, FileService] = field(default_factory=dict)  # may hold names that are mounted no more
 
 
 @lru_cache(maxsize=1 << 16)
@@ -79,8 +57,8 @@ def _own(st: Stat, at: Path, member: Mount, name: str) -> Stat:
 class Namespace(FileService):
     """Resolves a path to the members that may hold it, nearest first. Changes show at once in what was attached."""
 
-    def __init__(self, table: _Table | None = None, principal: Principal | None = None) -> None:
-        self._table, self._principal = table or _Table(), principal
+    def __init__(self, table: Table | None = None, principal: Principal | None = None) -> None:
+        self._table, self._principal = table or Table(), principal
         self._attached: dict[Mount, FileService] = {}
 
     def attach(self, principal: Principal) -> Namespace:
@@ -88,12 +66,15 @@ class Namespace(FileService):
 
     def fork(self) -> Namespace:
         """A copy that later mounts do not touch, nor does it touch this (rfork RFNAMEG)."""
-        return Namespace(_Table(self._table.root, dict(self._table.names)), self._principal)
+        return Namespace(Table(self._table.root, dict(self._table.names)), self._principal)
 
     # -- the table -------------------------------------------------------------------------------------------------
 
-    def mount(self, service: FileService, at: Path, flag: Bind = Bind.REPLACE, *, name: str, root: Path = ROOT) -> None:
-        """Show *service*, or its subtree *root*, at *at*; *name* is what the script calls it.
+    def mount(
+        self, service: FileService, at: Path, flag: Bind = Bind.REPLACE, *, name: str, root: Path = ROOT,
+        options: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        """Show *service*, or its subtree *root*, at *at*; *name* with *options* is what the script calls it.
 
         ``before`` and ``after`` add to what is *mounted* at *at*; what another service has there is hidden.
         EINVAL for the path or the name, EEXIST when *name* stands for another service, ELOOP for this namespace.
@@ -101,11 +82,11 @@ class Namespace(FileService):
         check_name(name)
         if isinstance(service, Namespace) and service._table is self._table:
             raise error(errno.ELOOP, at, "a namespace cannot be mounted in itself")
-        known = self._table.names.get(name, service)
-        if known is not service and any(m.service is known for _, ms in _walk(self._table.root) for m in ms):
+        known = self._table.names.get((name, options), service)
+        if known is not service and any(m.service is known for _, ms in walk(self._table.root) for m in ms):
             raise error(errno.EEXIST, at, f"name {name!r} stands for another service")
-        self._join(_checked(at), (Mount(service, clean(root), name),), flag)
-        self._table.names[name] = service
+        self._join(_checked(at), (Mount(service, clean(root), name, options),), flag)
+        self._table.names[name, options] = service
 
     def bind(self, new: Path, old: Path, flag: Bind = Bind.REPLACE) -> None:
         """Make *old* show what *new* shows now, mounts beneath it included (those beneath *old* win where both are).
@@ -113,15 +94,18 @@ class Namespace(FileService):
         ENOENT when *new* is below no mount, ENOSPC for a table of more than `MOUNTS_MAX` members.
         """
         _checked(old)
-        found, point = [Mount(m.service, inner, m.name) for _, m, inner in self._members(clean(new))], self._node(new)
+        found, point = (
+            [Mount(m.service, inner, m.name, m.options) for _, m, inner in self._members(clean(new))],
+            self._node(new),
+        )
         if not found and point is None:
             raise error(errno.ENOENT, new)
         draft = self.fork()  # all of it or nothing
         draft._join(old, tuple(found), flag)
-        for at, members in list(_walk(point or _Node())):
+        for at, members in list(walk(point or Node())):
             here = draft._node(_checked(join(old, at)))
             if at and (flag is Bind.REPLACE or here is None or not here.members):
-                draft._join(join(old, at), tuple(Mount(m.service, m.root, m.name) for m in members), Bind.REPLACE)
+                draft._join(join(old, at), tuple(replace(m) for m in members), Bind.REPLACE)
         self._table.root = draft._table.root
 
     def unmount(self, at: Path) -> None:
@@ -129,44 +113,52 @@ class Namespace(FileService):
         node = self._node(_checked(at))
         if node is None or not node.members:
             raise error(errno.EINVAL, at, "nothing is mounted here")
-        self._table.root = _with(self._table.root, _parts(at), ())
-        self._table.names = {m.name: m.service for _, members in _walk(self._table.root) for m in members}
+        self._table.root = placed(self._table.root, parts_of(at), ())
+        self._table.names = {(m.name, m.options): m.service for _, members in walk(self._table.root) for m in members}
 
     def script(self) -> str:
-        """The table as lines that `replay` takes: ``mount NAME PATH [before|after]``, ``bind NEW PATH [...]``.
+        """The table as lines that `replay` takes: ``mount NAME PATH [before|after] [OPTION...]``, ``bind ...``.
 
         A bind stands as ``bind '#NAME/PATH' OLD``: it shows the same whatever became of the place it was bound from.
         """
         lines: list[str] = []
-        for at, members in _walk(self._table.root):
+        for at, members in walk(self._table.root):
             for i, m in enumerate(members):
                 verb = ["bind", f"#{m.name}/{m.root}"] if m.root else ["mount", m.name]
-                lines.append(shlex.join([*verb, f"/{at}", *(["after"] if i else [])]))
+                lines.append(shlex.join([*verb, f"/{at}", *(["after"] if i else []), *m.options]))
         return "".join(f"{line}\n" for line in lines)
 
-    def replay(self, text: str, services: Mapping[str, FileService]) -> None:
-        """Apply a script on top of the table, all of it or nothing. EINVAL naming the line and the reason."""
-        draft = self.fork()
+    def replay(self, text: str, resolve: Resolve, *, is_whole: bool = False) -> None:
+        """Apply a script on top of the table, or with *is_whole* in place of it; all of it or nothing.
+
+        What stays mounted by the same name and options keeps its service, if *resolve* gives the same again.
+        EINVAL naming the line and the reason.
+        """
+        draft = Namespace(None, self._principal) if is_whole else self.fork()
         for number, line in enumerate(text.split("\n"), 1):  # not splitlines: a name may hold U+2028
             try:
-                draft._apply(shlex.split(line, comments=True), services)
+                draft._apply(shlex.split(line, comments=True), resolve)
             except (OSError, ValueError) as exc:
                 raise error(errno.EINVAL, detail=f"line {number}: {exc}") from exc
         self._table.root, self._table.names = draft._table.root, draft._table.names
 
-    def _apply(self, words: list[str], services: Mapping[str, FileService]) -> None:
+    def _apply(self, words: list[str], resolve: Resolve) -> None:
         match words:
             case []:
                 return
-            case ["mount", name, at, *flag] if name in services:
-                self.mount(services[name], Path(at.removeprefix("/")), _flag(flag), name=name)
-            case ["bind", new, old, *flag] if new.startswith("#") and new[1:].partition("/")[0] in services:
+            case ["mount", name, at, *rest]:
+                flag, options = flag_of(rest)
+                self.mount(resolve(name, options), Path(at.removeprefix("/")), flag, name=name, options=options)
+            case ["bind", new, old, *rest] if new.startswith("#"):
                 name, _, root = new[1:].partition("/")
-                self.mount(services[name], Path(old.removeprefix("/")), _flag(flag), name=name, root=Path(root))
-            case ["mount", name, *_] if name not in services:
-                raise error(errno.ENOENT, detail=f"no service {name!r}")
-            case ["bind", new, old, *flag]:
-                self.bind(Path(new.removeprefix("/")), Path(old.removeprefix("/")), _flag(flag))
+                flag, options = flag_of(rest)
+                at = Path(old.removeprefix("/"))
+                self.mount(resolve(name, options), at, flag, name=name, root=Path(root), options=options)
+            case ["bind", new, old, *rest] if len(rest) < 2:
+                flag, options = flag_of(rest)
+                if options:
+                    raise error(errno.EINVAL, detail=f"flag {options[0][:40]!r}: want before, after or replace")
+                self.bind(Path(new.removeprefix("/")), Path(old.removeprefix("/")), flag)
             case _:
                 raise error(errno.EINVAL, detail=f"{' '.join(words)[:80]!r}: want mount NAME PATH or bind PATH PATH")
 
@@ -174,22 +166,22 @@ class Namespace(FileService):
         node = self._node(at)
         here = node.members if node else ()
         union = {Bind.REPLACE: members, Bind.BEFORE: (*members, *here), Bind.AFTER: (*here, *members)}[flag]
-        root = _with(self._table.root, _parts(at), union)
+        root = placed(self._table.root, parts_of(at), union)
         if root.count > MOUNTS_MAX:
             raise error(errno.ENOSPC, at, f"limit {MOUNTS_MAX} mounts")
         self._table.root = root
 
     # -- resolving -------------------------------------------------------------------------------------------------
 
-    def _node(self, path: Path) -> _Node | None:
-        node: _Node | None = self._table.root
-        for part in _parts(path):
+    def _node(self, path: Path) -> Node | None:
+        node: Node | None = self._table.root
+        for part in parts_of(path):
             node = node.children.get(part) if node else None
         return node
 
     def _members(self, path: Path) -> list[tuple[Path, Mount, Path]]:
         """(mount point, member, path within the member's service): the union nearest to *path*."""
-        node, parts = self._table.root, _parts(path)
+        node, parts = self._table.root, parts_of(path)
         nearest, depth = node.members, 0
         for i, part in enumerate(parts, 1):
             below = node.children.get(part)
@@ -206,7 +198,7 @@ class Namespace(FileService):
             return member.service
         if (found := self._attached.get(member)) is None:
             if len(self._attached) > self._table.root.count:  # some are mounted no more
-                live = {m for _, members in _walk(self._table.root) for m in members}
+                live = {m for _, members in walk(self._table.root) for m in members}
                 self._attached = {m: s for m, s in self._attached.items() if m in live}
             found = self._attached[member] = member.service.attach(self._principal)
         return found
@@ -359,41 +351,9 @@ class Namespace(FileService):
 
 
 def _checked(path: Path) -> Path:
-    for part in _parts(clean(path)):
+    for part in parts_of(clean(path)):
         check_name(part, path)
     return path
-
-
-def _parts(path: Path) -> list[str]:
-    return path.split("/") if path else []
-
-
-def _with(node: _Node, parts: Sequence[str], members: tuple[Mount, ...]) -> _Node:
-    """*node* with the union *members* at *parts*; places that hold nothing are dropped."""
-    if not parts:
-        return replace(node, members=members, count=node.count - len(node.members) + len(members))
-    before = node.children.get(parts[0], _Node())
-    child = _with(before, parts[1:], members)
-    children = {**node.children, parts[0]: child}
-    if not child.count:
-        del children[parts[0]]
-    return replace(node, children=children, count=node.count - before.count + child.count)
-
-
-def _walk(node: _Node, at: Path = ROOT) -> Iterator[tuple[Path, tuple[Mount, ...]]]:
-    """Every place that has members, with its path below *at*, parents first."""
-    if node.members:
-        yield at, node.members
-    for name in sorted(node.children):
-        yield from _walk(node.children[name], join(at, name))
-
-
-def _flag(words: Sequence[str]) -> Bind:
-    if not words:
-        return Bind.REPLACE
-    if len(words) > 1 or words[0] not in ("before", "after", "replace"):
-        raise error(errno.EINVAL, detail=f"flag {' '.join(words)[:40]!r}: want before, after or replace")
-    return Bind(words[0])
 
 
 def _synthetic(path: Path) -> Stat:

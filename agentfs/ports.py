@@ -1,4 +1,4 @@
-"""Protocols for what lies outside the core: `Clock` and `Store`, with the typed changes a store commits.
+"""Protocols for what lies outside the core: `Clock`, `Store` with the typed changes it commits, and `Ledger`.
 
 No implementation: those are in `agentfs.providers`, and every one passes `conformance.store`.
 """
@@ -216,4 +216,47 @@ class Store(Protocol):
 
     async def aclose(self) -> None:
         """Finish what was handed over, then close. Idempotent."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Charge:
+    """One account that pays: of *agent* (empty for a token's), in *period*, up to *limit_usd* (None: no limit)."""
+
+    agent: str
+    account: str
+    period: str
+    limit_usd: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Sums:
+    """What stands in one account in one period, micro-USD."""
+
+    reserved_usd: int = 0
+    spent_usd: int = 0
+
+    def remaining(self, limit_usd: int) -> int:
+        """What may still be reserved: ``limit - reserved - spent``; below 0 where a limit was lowered."""
+        return limit_usd - self.reserved_usd - self.spent_usd
+
+
+class Ledger(Protocol):
+    """Money on accounts, write-ahead: no method returns before its change is durable. Safe for concurrent use.
+
+    *also* is committed with the money or not at all; its failures are raised as they are.
+    """
+
+    async def reserve(
+        self, agent: str, hold: str, amount_usd: int, charges: Sequence[Charge], *also: Change
+    ) -> Committed:
+        """Hold *amount_usd* on every one of *charges* under the id *hold*. EDQUOT past a limit, EEXIST for the id."""
+        ...
+
+    async def settle(self, agent: str, hold: str, cost_usd: int, *also: Change) -> Committed:
+        """Turn the hold into *cost_usd* spent and release the rest. ENOENT: no such hold; EINVAL: over the hold."""
+        ...
+
+    async def usage(self, charge: Charge) -> Sums:
+        """What stands in an account now."""
         ...

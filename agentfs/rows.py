@@ -23,7 +23,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class AgentRow(Row, frozen=True, kw_only=True):
-    """An agent's identity, configuration (JSON) and operator flags."""
+    """An agent's identity, configuration (JSON), flags, and ``ns``: its mount table if the operator wrote one."""
 
     TABLE = "agents"
     KEY = ("id",)
@@ -33,6 +33,8 @@ class AgentRow(Row, frozen=True, kw_only=True):
     config_at_ns: int
     is_paused: bool = False
     terminated_at_ns: int | None = None
+    ns: str = ""
+    ns_at_ns: int = 0
 
 
 class StateRow(Row, frozen=True, kw_only=True):
@@ -51,7 +53,10 @@ class StateRow(Row, frozen=True, kw_only=True):
 
 
 class EnvelopeRow(Row, frozen=True, kw_only=True):
-    """A pending envelope in acceptance order (``seq``); ``body`` is the envelope as JSON, ``kind`` the trigger's."""
+    """A pending envelope in acceptance order (``seq``); ``body`` is the envelope as JSON, ``kind`` the trigger's.
+
+    ``purses``: the token budgets (JSON pairs of id and limit) that pay for its ticks beside the agent's own.
+    """
 
     TABLE = "inbox"
     KEY = ("agent", "id")
@@ -67,6 +72,7 @@ class EnvelopeRow(Row, frozen=True, kw_only=True):
     accepted_at_ns: int
     expires_at_ns: int | None = None
     body: str
+    purses: str = ""
 
 
 class ReceiptRow(Row, frozen=True, kw_only=True):
@@ -110,6 +116,7 @@ class DeadRow(Row, frozen=True, kw_only=True):
     attempts: int
     at_ns: int
     body: str
+    purses: str = ""
 
 
 class DeliveryRow(Row, frozen=True, kw_only=True):
@@ -154,6 +161,91 @@ class KvRow(Row, frozen=True, kw_only=True):
     changed_at_ns: int
 
 
+class AccountRow(Row, frozen=True, kw_only=True):
+    """What was reserved and spent from one account in one period, micro-USD; ``agent`` is empty for a token's."""
+
+    TABLE = "accounts"
+    KEY = ("agent", "account", "period")
+    agent: str
+    account: str
+    period: str
+    reserved_usd: int = 0
+    spent_usd: int = 0
+    version: int = 0
+    changed_at_ns: int
+
+
+class HoldRow(Row, frozen=True, kw_only=True):
+    """One open reservation: ``amount_usd`` is held on each of ``charges`` (JSON) until it is settled or released."""
+
+    TABLE = "holds"
+    KEY = ("agent", "id")
+    agent: str
+    id: str
+    amount_usd: int
+    charges: str
+    at_ns: int
+
+
+class EffectRow(Row, frozen=True, kw_only=True):
+    """An entry of the idempotency journal: the intent, and once it is known the outcome (``receipt`` is JSON)."""
+
+    TABLE = "effects"
+    KEY = ("agent", "id")
+    agent: str
+    id: str
+    provider: str
+    key: str
+    hash: str
+    state: str = "open"
+    source: str
+    envelope: str = ""
+    reserved_usd: int = 0
+    spent_usd: int = 0
+    overrun_usd: int = 0
+    receipt: str = "null"
+    error: str = ""
+    at_ns: int
+    deadline_ns: int | None = None
+    done_at_ns: int | None = None
+    expires_ns: int | None = None
+    version: int = 0
+
+
+class ApprovalRow(Row, frozen=True, kw_only=True):
+    """A request over the approval threshold, with what was decided on it; ``id`` is the hash of who, where and what."""
+
+    TABLE = "approvals"
+    KEY = ("agent", "id")
+    agent: str
+    id: str
+    source: str
+    path: str
+    request: str
+    cost_usd: int
+    approvers: str = "operator"
+    state: str = "pending"
+    by: str = ""
+    at_ns: int
+    expires_ns: int
+    decided_at_ns: int | None = None
+    version: int = 0
+
+
+class TokenRow(Row, frozen=True, kw_only=True):
+    """A capability token that was issued or revoked (never the token itself); ``agent`` is empty for the operator's."""
+
+    TABLE = "tokens"
+    KEY = ("agent", "id")
+    agent: str
+    id: str
+    about: str = "{}"
+    at_ns: int
+    expires_ns: int | None = None
+    revoked_at_ns: int | None = None
+
+
 TABLES: tuple[type[Row], ...] = (
-    AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow,
+    AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow, AccountRow, HoldRow,
+    EffectRow, ApprovalRow, TokenRow,
 )  # fmt: skip

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.metadata import version
@@ -19,7 +19,6 @@ import msgspec
 import trio
 
 from agentfs import logline
-from agentfs.access import Tokens
 from agentfs.checked import Checked
 from agentfs.config import Config
 from agentfs.engine.agent import Program
@@ -27,13 +26,14 @@ from agentfs.engine.engine import Engine
 from agentfs.engine.settings import InlineProgram, Settings, parse_settings
 from agentfs.errors import only
 from agentfs.faces.http import Face, app, serve
-from agentfs.house import Spaces, build
+from agentfs.house import build
 from agentfs.ports import Clock, Store
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.programs.execute import Execute
 from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.providers.store.sqlite import SqliteStore
+from agentfs.spaces import Spaces
 from agentfs.state import Running, StateDir
 from agentfs.types import Principal
 from agentfs.watchdog import watching
@@ -44,8 +44,8 @@ log = logging.getLogger(__name__)
 class Programs:
     """Loads programs; knows what environment an exec program gets. ``url`` is set once HTTP listens."""
 
-    def __init__(self, config: Config, tokens: Tokens) -> None:
-        self._config, self._tokens = config, tokens
+    def __init__(self, config: Config, token: Callable[[str], str]) -> None:
+        self._config, self._token = config, token
         self.url = ""
 
     def load(self, agent: str, settings: Settings) -> Program:
@@ -59,7 +59,7 @@ class Programs:
     def _environment(self, agent: str, workdir: FsPath) -> Mapping[str, str]:
         known = {
             "PATH": os.environ.get("PATH", os.defpath), "HOME": str(workdir), "LANG": "C.UTF-8",
-            "AGENTFS_AGENT": agent, "AGENTFS_URL": self.url, "AGENTFS_TOKEN": self._tokens.issue(agent),
+            "AGENTFS_AGENT": agent, "AGENTFS_URL": self.url, "AGENTFS_TOKEN": self._token(agent),
         }  # fmt: skip
         root = {"AGENTFS_ROOT": str(self._config.mount / "views" / agent)} if self._config.mount else {}
         return known | root
@@ -91,9 +91,9 @@ class Runtime:
 
     def __init__(self, config: Config, store: Store, clock: Clock, operator_token: str) -> None:
         self.config, self.clock, self._store = config, clock, store
-        self.tokens = Tokens(operator_token)
-        self._programs = Programs(config, self.tokens)
-        self.engine = Engine(store, clock, config.limits, self._programs.load, self._view)
+        self._programs = Programs(config, lambda agent: self.tokens.of_agent(agent))
+        self.engine = Engine(store, clock, config.limits, self._programs.load, self._view, secret=operator_token)
+        self.tokens = self.engine.tokens
         default = parse_settings(msgspec.json.encode({"program": dict(config.default_program)}))
         self._spaces: Spaces
         self.house, self._spaces = build(self.engine, default, Programs.check, _shown(config))
@@ -102,7 +102,7 @@ class Runtime:
         self._served = trio.Event()  # the HTTP face has ended its requests and watches
 
     def _view(self, agent: str) -> Any:
-        return self._spaces.of(agent).attach(Principal("agent", agent))
+        return self._spaces.view(Principal("agent", agent))
 
     def ready(self) -> str | None:
         """None when everything answers, else what is missing."""
@@ -130,7 +130,8 @@ class Runtime:
     async def _open_doors(self, nursery: trio.Nursery, mounting: trio.CancelScope, stopping: trio.Event) -> None:
         config = self.config
         hosts = {config.address[0], *config.hosts}
-        asgi = app(self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready)
+        note = self._spaces.report
+        asgi = app(self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready, note=note)
         address = await nursery.start(self._serve, asgi, stopping)
         self._programs.url = f"http://{address}"
         if config.mount is not None:

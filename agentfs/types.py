@@ -11,9 +11,10 @@ import os
 import re
 import stat as _stat
 import unicodedata
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Final, NewType
+from typing import Final, NewType, Protocol
 
 from agentfs.errors import error
 
@@ -59,19 +60,46 @@ class Bind(enum.Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Caveat:
+    """One link of a capability token: everything on the chain must allow what is done.
+
+    ``allow``: (path prefix, operations of ``READ WRITE MANAGE``); None is everything. ``budget_usd`` is in micro-USD.
+    ``depth``: how many links may follow. None is "no limit".
+    """
+
+    id: str
+    allow: tuple[tuple[Path, frozenset[str]], ...] | None = None
+    expires_ns: int | None = None
+    budget_usd: int | None = None
+    depth: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Principal:
     """Who is attached: fixed at attach time, never taken from a uid or from a request body.
 
-    ``role`` is ``operator``, ``agent`` or ``driver``; ``name`` is the agent's or driver's id.
+    ``role`` is ``operator``, ``agent`` or ``driver``; ``name`` is the agent's or driver's id. Whoever came with a
+    capability token has the role of its issuer, narrowed by the token's ``caveats``.
     """
 
     role: str
     name: str = ""
+    caveats: tuple[Caveat, ...] = ()
+
+    @property
+    def token(self) -> str:
+        """The id of the token's last link; "" without one."""
+        return self.caveats[-1].id if self.caveats else ""
+
+    @property
+    def purses(self) -> tuple[tuple[str, int], ...]:
+        """The budgets on the token's chain, as (id, limit in micro-USD): each pays for all that is spent."""
+        return tuple((c.id, c.budget_usd) for c in self.caveats if c.budget_usd is not None)
 
     @property
     def source(self) -> str:
-        """The ``source`` field of envelopes this principal sends."""
-        return self.name or self.role
+        """The ``source`` field of envelopes this principal sends; no agent can have a token's."""
+        return f"token:{self.token}" if self.caveats else self.name or self.role
 
     @property
     def is_operator(self) -> bool:
@@ -82,18 +110,30 @@ class Principal:
 OPERATOR: Final = Principal("operator")
 
 
+class Purse(Protocol):
+    """What a budgeted mount gives along with every operation: the account that pays for it."""
+
+    def paying(self, path: Path, doc: bytes) -> AbstractAsyncContextManager[None]:
+        """Hold the mount's own price while one unit is applied to *path*; paid if that succeeds.
+
+        EDQUOT past a budget; EPERM while it needs approval.
+        """
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """What a face knows and a service may need for one open, create, remove or rename.
 
     ``match``: the ``qid.version`` the caller saw (If-Match), checked inside the commit, ESTALE otherwise.
-    ``key``: idempotency key. ``trace``: W3C traceparent. ``exclusive``: O_EXCL.
+    ``key``: idempotency key. ``trace``: W3C traceparent. ``exclusive``: O_EXCL. ``purse``: set by a budgeted mount.
     """
 
     match: int | None = None
     key: str | None = None
     trace: str | None = None
     exclusive: bool = False
+    purse: Purse | None = None
 
 
 NO_WANT: Final = Want()

@@ -23,7 +23,7 @@ from agentfs.providers.clock import SystemClock
 from agentfs.providers.programs.inline import Inline
 from agentfs.providers.store.sqlite import SqliteStore
 from agentfs.service import FileService
-from agentfs.types import OPERATOR, Mode, Path
+from agentfs.types import OPERATOR, Mode, Path, Principal
 
 ROUNDS = 2000
 SETTINGS = Settings(program=InlineProgram(ref="agentfs.engine.agent:Agent"))
@@ -68,7 +68,7 @@ async def main() -> None:
     with tempfile.TemporaryDirectory() as top:
         store = await SqliteStore.open(FsPath(top) / "db", clock)
         house = None
-        engine = Engine(store, clock, Limits(), load, lambda agent: spaces.of(agent))
+        engine = Engine(store, clock, Limits(), load, lambda agent: spaces.view(Principal("agent", agent)))
         house, spaces = build(engine, SETTINGS, lambda settings: None, {})
         tree = house.attach(OPERATOR)
         async with trio.open_nursery() as nursery:

@@ -23,7 +23,7 @@ import msgspec
 from agentfs.checked import Checked
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import InlineProgram, Settings
-from agentfs.house import Spaces, build
+from agentfs.house import build
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import SystemClock
@@ -31,6 +31,7 @@ from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.providers.store.sqlite import SqliteStore
 from agentfs.service import FileService
+from agentfs.spaces import Spaces
 from agentfs.state import StateDir
 from agentfs.types import Kind, Mode, Path, Principal
 from agentfs.views import Below
@@ -109,7 +110,7 @@ async def in_process(store_name: str, folder: FsPath) -> AsyncIterator[Driver]:
             load_class(settings.program.ref)
 
     def view(agent: str) -> FileService:
-        return spaces[0].of(agent).attach(Principal("agent", agent))
+        return spaces[0].view(Principal("agent", agent))
 
     engine = Engine(store, SystemClock(), Limits(), load, view)
     default = Settings(program=InlineProgram(ref=str(PROGRAM["ref"])))

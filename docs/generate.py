@@ -28,11 +28,11 @@ from agentfs.engine import agent, context, effects, envelope, settings, trigger
 from agentfs.engine.engine import Engine
 from agentfs.errors import ROWS, Row
 from agentfs.faces.http import openapi
-from agentfs.namespace import Namespace
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.services.agents import Register
 from agentfs.services.runtime import runtime
+from agentfs.spaces import Mounts, Room
 from agentfs.tree import Call, Ctl, Data, Dir, Entry, Errors, File, Info, Node, Queue, Stream, Tree
 
 HERE = Path(__file__).parent / "reference"
@@ -85,7 +85,7 @@ def verbs(node: Ctl) -> str:
 def service_tables() -> dict[str, list[tuple[str, str, str, str]]]:
     """The files of every service, by the name of its module."""
     engine = Engine(MemoryStore(SystemClock()), SystemClock(), limits.Limits(), _no_program, lambda _: Tree())
-    scope = services.Scope(engine, "demo", Errors(), Namespace())
+    scope = services.Scope(engine, "demo", Errors(), Room(engine, Mounts(services.discover()), "demo"))
     default = settings.Settings(program=settings.ExecProgram(argv=["true"]))
     register = Register(engine, default, lambda _: None).table(is_view=False)
     top = {"agents": (register, "agents"), "runtime": (_root(runtime(engine, {})), "runtime")}

@@ -1,17 +1,20 @@
-"""Fixtures for tests of the engine: a clock moved by hand, and each store, checked when the test has ended."""
+"""Fixtures: a clock moved by hand, each store, checked when the test has ended, and each way to a whole runtime."""
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
+import trio
 from engines import Script
 
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.providers.store.sqlite import SqliteStore
+from conformance.drivers import DRIVERS, STORES, Driver, Runtime, in_process
 
 
 @pytest.fixture
@@ -31,3 +34,22 @@ async def store(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Pa
 def script() -> type[Script]:
     Script.act, Script.ran = None, []
     return Script
+
+
+@pytest.fixture(params=[f"{driver}-{store}" for driver in DRIVERS for store in STORES])
+async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Driver]:
+    name, _, store = request.param.rpartition("-")
+    async with AsyncExitStack() as stack:
+        if name == "in-process":
+            yield await stack.enter_async_context(in_process(store, tmp_path))
+            return
+        runtime = Runtime(store, tmp_path, fuse=name == "fuse")
+        await trio.to_thread.run_sync(runtime.start)
+        try:
+            way = runtime.fuse() if name == "fuse" else runtime.http()
+            yield await stack.enter_async_context(way)
+            await stack.aclose()
+        finally:
+            with trio.CancelScope(shield=True):
+                assert await trio.to_thread.run_sync(runtime.stop) == 0, runtime.log.read_text()[-2000:]
+        assert '"level":"error"' not in runtime.log.read_text(), runtime.log.read_text()[-4000:]

@@ -186,7 +186,9 @@ def tree(world: World, limits: Limits = LIMITS) -> Opened:
 
 def face(world: World, *, missing: str | None = None, limits: Limits = LIMITS) -> Face:
     """The face over `tree`."""
-    return app(tree(world, limits), TOKENS.get, limits, hosts=["agentfs.test"], ready=lambda: missing)
+    return app(
+        tree(world, limits), TOKENS.get, limits, hosts=["agentfs.test"], ready=lambda: missing, note=lambda *_: None
+    )
 
 
 def client(asgi: Face, token: str = "op") -> httpx.AsyncClient:
@@ -305,7 +307,7 @@ async def running(limits: Limits = LIMITS) -> AsyncIterator[Running]:
     """A face served on a free port of this loop."""
     world = World()
     served = tree(world, limits)
-    asgi = app(served, TOKENS.get, limits, hosts=[], ready=lambda: None)
+    asgi = app(served, TOKENS.get, limits, hosts=[], ready=lambda: None, note=lambda *_: None)
     async with trio.open_nursery() as nursery:
         it = Running(world, served, asgi, "")
 

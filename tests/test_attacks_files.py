@@ -38,8 +38,7 @@ async def housed(store: Store, clock: ManualClock) -> AsyncIterator[tuple[Engine
         _, spaces = build(engine, default, lambda config: None, {})
         await engine.create("a", settings(overflow=FULL))
         await engine.verb("a", "pause", OPERATOR)
-        space = spaces.of("a")
-        yield engine, space.attach(OPERATOR), space.attach(Principal("agent", "a"))
+        yield engine, spaces.office("a", OPERATOR), spaces.view(Principal("agent", "a"))
 
 
 async def text(files: FileService, path: str) -> bytes:

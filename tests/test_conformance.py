@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path as FsPath
 
 import anyio
 import msgspec
 import pytest
-import trio
+from faces import put, whole
 
 from agentfs.service import FileService
 from agentfs.services import discover
 from agentfs.types import Mode, Path
 from conformance.bench import TIERS, Bench
-from conformance.drivers import DRIVERS, PROGRAM, STORES, Driver, Runtime, in_process
+from conformance.drivers import PROGRAM, STORES, Driver, Runtime
 from conformance.golden import TRANSCRIPTS, Player, needs
 from conformance.suite import violations
 
@@ -29,25 +27,6 @@ SAMPLES = {
     "config": msgspec.json.encode({"program": PROGRAM}),
     "queue/overflow": b'{"policy": "reject", "max_depth": 900}',
 }
-
-
-@pytest.fixture(params=[f"{driver}-{store}" for driver in DRIVERS for store in STORES])
-async def driver(request: pytest.FixtureRequest, tmp_path: FsPath) -> AsyncIterator[Driver]:
-    name, _, store = request.param.rpartition("-")
-    async with AsyncExitStack() as stack:
-        if name == "in-process":
-            yield await stack.enter_async_context(in_process(store, tmp_path))
-            return
-        runtime = Runtime(store, tmp_path, fuse=name == "fuse")
-        await trio.to_thread.run_sync(runtime.start)
-        try:
-            way = runtime.fuse() if name == "fuse" else runtime.http()
-            yield await stack.enter_async_context(way)
-            await stack.aclose()
-        finally:
-            with trio.CancelScope(shield=True):
-                assert await trio.to_thread.run_sync(runtime.stop) == 0, runtime.log.read_text()[-2000:]
-        assert '"level":"error"' not in runtime.log.read_text(), runtime.log.read_text()[-4000:]
 
 
 def bench_of(agent: FileService, driver: Driver) -> Bench:
@@ -69,11 +48,6 @@ def bench_of(agent: FileService, driver: Driver) -> Bench:
     return Bench(agent, driver.expresses, samples, stir)
 
 
-async def whole(agent: FileService, path: str) -> bytes:
-    async with await agent.open(Path(path), Mode.READ) as handle:
-        return await handle.read(1 << 20, 0)
-
-
 @pytest.mark.timeout(240)
 async def test_every_registered_service(driver: Driver) -> None:
     agent = await driver.agent("subject")
@@ -85,7 +59,7 @@ async def test_every_registered_service(driver: Driver) -> None:
         assert (service.at or {"mail": "inbox"}.get(service.name, service.name)) in tops, service.name
 
 
-async def test_envelope_idempotency_through_the_files(driver: Driver) -> None:
+async def test_envelope_idempotency(driver: Driver) -> None:
     """The same id twice is one message; with another body it is refused, and nothing is lost."""
     agent = await driver.agent("twice")
     for _ in range(3):
@@ -117,12 +91,6 @@ async def test_overflow_through_the_files(driver: Driver) -> None:
     with anyio.fail_after(20):
         while b'"moved"' not in await whole(agent, "outbox"):  # noqa: ASYNC110
             await anyio.sleep(0.02)
-
-
-async def put(agent: FileService, data: bytes, path: str = "inbox") -> None:
-    async with await agent.open(Path(path), Mode.WRITE) as handle:
-        await handle.write(data, 0)
-        await handle.flush(final=True)
 
 
 GOOD_AND_BAD = """

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from agentfs.errors import error
-from agentfs.namespace import Namespace
+from agentfs.namespace import Namespace, Resolve
+from agentfs.service import FileService
 from agentfs.types import OPERATOR, ROOT, Bind, Mode, Path, Principal, Stat, Want, join, split
 from agentfs.views import ReadOnly
 
@@ -55,6 +56,19 @@ def names(space: Namespace, path: str = "", limit: int = 1000) -> list[str]:
 
 def read(space: Namespace, path: str) -> bytes:
     return run(run(space.open(Path(path), Mode.READ)).read(100, 0))
+
+
+def named_services(services: dict[str, DictService]) -> Resolve:
+    """What a script may mount: these, without options."""
+
+    def resolve(name: str, options: tuple[str, ...]) -> FileService:
+        if name not in services:
+            raise error(errno.ENOENT, detail=f"no service {name!r}")
+        if options:
+            raise error(errno.EINVAL, detail=f"flag {options[0]!r}")
+        return services[name]
+
+    return resolve
 
 
 class Model(RuleBasedStateMachine):
@@ -216,7 +230,7 @@ class Model(RuleBasedStateMachine):
         services = {f"s{i}": s for i, s in enumerate(self.services)}
         for space, table in self.worlds:
             again = Namespace()
-            again.replay(space.script(), services)
+            again.replay(space.script(), named_services(services))
             assert again.script() == space.script()
             for path in UNIVERSE[:13]:
                 self.same(again, table, path)
@@ -352,12 +366,12 @@ def test_a_script_is_applied_whole_or_not_at_all() -> None:
         ("bind '#k/..' /k", "line 1"),
     ):
         with pytest.raises(OSError, match=line) as caught:
-            made.replay(text, services)
+            made.replay(text, named_services(services))
         assert caught.value.errno == errno.EINVAL
         assert made.script() == before
-    made.replay("mount k '/a\u2028b # c' after\nbind /x/d /y", services)
+    made.replay("mount k '/a\u2028b # c' after\nbind /x/d /y", named_services(services))
     again = Namespace()
-    again.replay(made.script(), {**services, "x": DictService({"d/f": b"2"})})
+    again.replay(made.script(), named_services({**services, "x": DictService({"d/f": b"2"})}))
     assert again.script() == made.script()
     assert read(again, "y/f") == b"2"
 

@@ -18,9 +18,9 @@ import sqlite_utils
 import trio
 
 from agentfs.ports import Append, Delete, DropLogs, Expect, Insert, Put, Unit
-from agentfs.providers.store.schema import Plan
+from agentfs.providers.store.schema import PLAN, Plan
 from agentfs.providers.store.sqlite import WAITING, SqliteStore
-from agentfs.rows import AgentRow, EnvelopeRow, KvRow
+from agentfs.rows import AccountRow, AgentRow, EnvelopeRow, KvRow
 from conformance.storebench import commit, letter, value
 from conformance.storemodel import Model, differences
 
@@ -234,26 +234,41 @@ def fail(db: sqlite_utils.Database) -> None:
 
 
 async def test_migration_copies_first_and_newer_is_refused(tmp_path: Path) -> None:
-    path, backup = tmp_path / "store.db", tmp_path / "store.db.v1.bak"
+    path, backup = tmp_path / "store.db", tmp_path / "store.db.v2.bak"
     store = await reopened(path)
     await commit(store, Insert(letter("x")), Put(value("k")), Append("a", "l", b"{}"))
     await store.aclose()
     with pytest.raises(ValueError, match="step is wrong"):
-        await reopened(path, plan=Plan((fail,)))
+        await reopened(path, plan=Plan((*PLAN.steps, fail)))
     store = await reopened(path)
     assert await store.scan(KvRow) == [value("k")]
     await store.aclose()
-    store = await reopened(path, plan=Plan((add_colour,)))
+    store = await reopened(path, plan=Plan((*PLAN.steps, add_colour)))
     assert [row.id for row in await store.scan(EnvelopeRow, "a", by="seq")] == ["x"]
     await commit(store, Put(value("l")))
     assert not await store.check()
     await store.aclose()
     exc = await refusal(path)
     assert exc.errno == errno.EINVAL
-    assert "schema version 2, this agentfs knows 1" in str(exc)
+    assert "schema version 3, this agentfs knows 2" in str(exc)
     assert stat.S_IMODE(backup.stat().st_mode) == 0o600
     store = await reopened(backup)
     assert (await store.scan(KvRow), await store.check()) == ([value("k")], [])
+    await store.aclose()
+
+
+async def test_a_store_of_version_1_moves_forward(tmp_path: Path) -> None:
+    """What the first release wrote (see ``data/``) is read by this one, and what is new in it can be written."""
+    path, dump = tmp_path / "store.db", (Path(__file__).parent / "data" / "store-v1.sql").read_text()
+    with closing(sqlite3.connect(path)) as old:
+        old.executescript(dump)
+    store = await reopened(path)
+    (agent,) = await store.scan(AgentRow)
+    assert (agent.id, agent.is_paused, agent.ns, agent.ns_at_ns) == ("old", True, "", 0)
+    assert [(row.id, row.purses) for row in await store.scan(EnvelopeRow, "old", by="seq")] == [("m2", "")]
+    account = AccountRow(agent="old", account="effects", period="2026-01-01", spent_usd=1, changed_at_ns=1)
+    await commit(store, Put(account))
+    assert await store.scan(AccountRow) == [account] and not await store.check()
     await store.aclose()
 
 

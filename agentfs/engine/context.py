@@ -28,11 +28,13 @@ from agentfs.types import check_name
 
 if TYPE_CHECKING:
     from agentfs.engine.core import Core
+    from agentfs.engine.money import Ask, Call, Spender
     from agentfs.engine.trigger import Trigger
     from agentfs.ports import Store
     from agentfs.service import FileService
 
 _FEW = 32
+_NEEDS: dict[type[AnyEffect], str] = {PutKv: "kv", SetAlarm: "schedule", CancelAlarm: "schedule"}
 
 
 class Kv:
@@ -82,9 +84,10 @@ class AgentContext:
     """One tick as its program sees it. Calls on it have no effect outside until the tick has committed."""
 
     def __init__(
-        self, core: Core, trigger: Trigger, fs: FileService, *, is_first: bool, is_woken: bool, schema: int
-    ) -> None:
-        self._core, self.trigger, self.fs = core, trigger, fs
+        self, core: Core, trigger: Trigger, fs: FileService, spender: Spender, *, is_first: bool, is_woken: bool,
+        schema: int,
+    ) -> None:  # fmt: skip
+        self._core, self.trigger, self.fs, self._spender = core, trigger, fs, spender
         self.agent, self.tick_id, self.state, self.schema = trigger.agent, trigger.tick_id, trigger.state, schema
         self.is_first, self.is_woken = is_first, is_woken
         self.effects: list[AnyEffect] = []
@@ -97,7 +100,14 @@ class AgentContext:
         return self._core.clock.now_ns()
 
     def add(self, effect: AnyEffect) -> None:
-        """Collect one effect; ENOBUFS past the limit. What has side conditions goes through the methods below."""
+        """Collect one effect; ENOBUFS past the limit, EACCES where the mount table does not grant writing.
+
+        What has side conditions goes through the methods below.
+        """
+        needs = _NEEDS.get(type(effect))
+        grant = self._spender.grant(needs) if needs else None
+        if needs and (grant is None or not grant.is_writable):
+            raise error(errno.EACCES, needs, "not mounted for writing")
         if len(self.effects) >= self._core.limits.effects:
             raise error(errno.ENOBUFS, detail=f"more than {self._core.limits.effects} effects in one tick")
         self.effects.append(effect)
@@ -148,6 +158,20 @@ class AgentContext:
             raise error(errno.EINVAL, detail="seen: key of 1-255 characters")
         self.add(MarkSeen(key=key))
         self._seen.add(key)
+
+    async def effect(
+        self, provider: str, request: Any, call: Call, *, max_cost_usd: int = 0, key: str = "", ask: Ask | None = None
+    ) -> Any:
+        """Do something outside once: the receipt, from *call* or, when this step was done before, from the journal.
+
+        *call* gets the full idempotency key to hand on, and gives a `Done` with the receipt and the cost; it raises
+        `Refused` when nothing happened, and any other error leaves the outcome open. An attempt that was cut off is
+        looked up with *ask* (a `Done`, or None: it never happened); without it the outcome counts as unknown and is
+        never called again. *key* is the step's number within the envelope unless given. The reservation of
+        *max_cost_usd* micro-USD and the intent are durable before the call, whatever becomes of the tick.
+        EDQUOT past a budget, EPERM while it needs approval, EEXIST for a key of another request, EREMOTEIO.
+        """
+        return await self._spender.run(provider, request, call, max_cost_usd=max_cost_usd, key=key, ask=ask)
 
     def log(self, text: str) -> None:
         """Add a line to the trajectory."""

@@ -20,14 +20,18 @@ from agentfs.engine.alarms import Alarms
 from agentfs.engine.core import Core
 from agentfs.engine.delivery import Delivery
 from agentfs.engine.envelope import Envelope, encode
+from agentfs.engine.ledger import StoreLedger
 from agentfs.engine.mail import Mail
+from agentfs.engine.money import Money
+from agentfs.engine.purse import Grants
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.tick import Ticks
 from agentfs.engine.timers import Timers
+from agentfs.engine.tokens import Tokens
 from agentfs.engine.workers import Workers
 from agentfs.errors import detail_of, error
 from agentfs.limits import Limits
-from agentfs.ports import Append, AtMost, Change, Clock, Delete, DropLogs, Expect, Insert, Put, Store
+from agentfs.ports import Append, AtMost, Change, Clock, Delete, DropLogs, Expect, Insert, Ledger, Put, Store
 from agentfs.rows import TABLES, AgentRow, AlarmRow, EnvelopeRow, KvRow, StateRow
 from agentfs.service import FileService
 from agentfs.types import Principal, agent_id, check_name, new_id, rfc3339
@@ -38,12 +42,19 @@ RESERVED = frozenset({"operator", "runtime", "schedule", "new", "import"})
 """No agent's name: senders that are no agents, and names beside the agents'."""
 
 
+async def _nobody(agent: str) -> None:
+    """Nobody has built a namespace yet."""
+
+
 class Engine:
-    """The agents of one store. Safe for concurrent use on one event loop; `run` must be running for ticks to happen."""
+    """The agents of one store; *secret* is the operator's bearer token.
+
+    Safe for concurrent use on one event loop; `run` must be running for ticks to happen.
+    """
 
     def __init__(
         self, store: Store, clock: Clock, limits: Limits, load: Callable[[str, Settings], Program],
-        view: Callable[[str], FileService],
+        view: Callable[[str], FileService], ledger: Callable[[Core], Ledger] = StoreLedger, secret: str = "",
     ) -> None:  # fmt: skip
         self.core = core = Core(store, clock, limits)
         self.timers = Timers(clock)
@@ -51,8 +62,15 @@ class Engine:
         self.workers = Workers(core, self.mail, self.timers)
         self.alarms = Alarms(core, self.timers, self.mail.note_accepted)
         self.delivery = Delivery(core, self.mail, self.timers, self._emitted)
-        self._ticks = Ticks(core, self.mail, self.alarms, self.timers, load, view, self._emitted)
+        self.money = Money(core, self.timers, ledger(core), self.mail.running)
+        self._ticks = Ticks(core, self.mail, self.alarms, self.timers, self.money, load, view, self._emitted)
+        self.tokens = Tokens(core, self.timers, secret)
+        self._remounted: Callable[[str], Awaitable[None]] = _nobody
         self._group: TaskGroup | None = None
+
+    def adopt(self, grants: Grants, remounted: Callable[[str], Awaitable[None]]) -> None:
+        """Namespaces are built over it: their mount tables count from now on, and are told of every change."""
+        self.money.grants, self._remounted = grants, remounted
 
     # -- life of the engine ----------------------------------------------------------------------------------------
 
@@ -62,6 +80,8 @@ class Engine:
             self._group = group
             self.workers.start(group, self._ticks)
             await self.alarms.restore()
+            await self.tokens.restore()
+            await self.money.restore()
             for agent in await self.core.store.agents(EnvelopeRow):
                 self.workers.wake(agent)
             for sender in await self.delivery.senders():
@@ -111,10 +131,12 @@ class Engine:
         row = await self.row(agent)
         if row.terminated_at_ns is None:
             raise error(errno.ENOTEMPTY, agent, "terminate the agent first: echo terminate > ctl")
+        await self.money.close(agent)
         still = Expect(AgentRow, (agent,), "terminated_at_ns", row.terminated_at_ns, errno.ENOENT)
         for alarm in await self.core.store.scan(AlarmRow, agent):
             self.alarms.disarm(agent, alarm.name)
         await self.core.commit(still, *(Delete(table, (agent,)) for table in TABLES), DropLogs(agent))
+        await self.tokens.forget(agent)
         self.mail.drop(agent)
         self.core.logs.drop(agent)
 
@@ -138,8 +160,24 @@ class Engine:
             await self.core.commit(*self._unchanged(row), Put(changed), record)
 
         await self._repeated(configure)
+        await self._remounted(agent)
         self.workers.reload(agent)
         self.workers.wake(agent)
+
+    async def remount(self, agent: str, script: str, match: int | None) -> None:
+        """Replace the mount table; "" goes back to the autonomy's. Counts at once. ESTALE: *match* is not current."""
+
+        async def remount() -> None:
+            row = await self.row(agent)
+            current = max(row.ns_at_ns, row.config_at_ns)
+            if match is not None and match != current:
+                raise error(errno.ESTALE, "ns", f"version is {current}, not {match}")
+            changed = msgspec.structs.replace(row, ns=script, ns_at_ns=max(self.core.clock.now_ns(), current + 1))
+            await self.core.commit(*self._unchanged(row), Put(changed), self._lifecycle(agent, "remounted"))
+
+        await self._repeated(remount)
+        self.core.trace(agent, "lifecycle", event="remounted", is_preset=not script)
+        await self._remounted(agent)
 
     async def _repeated(self, change: Callable[[], Awaitable[None]]) -> None:
         """Do *change* again when another changed the same row meanwhile."""
@@ -153,7 +191,7 @@ class Engine:
                 return
 
     def _unchanged(self, row: AgentRow) -> Sequence[Change]:
-        columns = ("config_at_ns", "is_paused", "terminated_at_ns")
+        columns = ("config_at_ns", "is_paused", "terminated_at_ns", "ns_at_ns")
         return [Expect(AgentRow, (row.id,), column, getattr(row, column)) for column in columns]
 
     def _lifecycle(self, agent: str, event: str) -> Change:

@@ -71,11 +71,12 @@ def decode(doc: bytes | str) -> Envelope:
 def parse(doc: bytes, *, is_json: bool, to: str, principal: Principal, key: str | None, now_ns: int) -> Envelope:
     """What *principal* wrote to the inbox of *to*: text, or a JSON envelope; missing fields are filled in.
 
-    ``source`` comes from the principal; a body that names another is EPERM, except from the operator and drivers.
+    ``source`` comes from the principal; a body that names another is EPERM, except from the operator
+    and drivers (not those with a capability token).
     *key* (an idempotency key) becomes the id where the body has none. EINVAL names the field and the reason.
     """
     envelope = decode(doc) if is_json else Envelope(payload=doc.decode().removesuffix("\n").removesuffix("\r"))
-    if envelope.source and envelope.source != principal.source and principal.role == "agent":
+    if envelope.source and envelope.source != principal.source and (principal.role == "agent" or principal.token):
         raise error(errno.EPERM, detail=f"source: {envelope.source[:60]!r} is not {principal.source!r}")
     if envelope.to and envelope.to != to:
         raise error(errno.EINVAL, detail=f"to: {envelope.to[:60]!r} is not {to!r}")

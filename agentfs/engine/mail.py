@@ -62,6 +62,11 @@ class Mail:
         box = self._boxes.get(agent)
         return len(box) if box is not None else await self._core.store.count(EnvelopeRow, agent)
 
+    def running(self, agent: str) -> tuple[str, str]:
+        """The envelope that the running tick of *agent* is about, and its packed purses; "" and "" when none runs."""
+        box = self._boxes.get(agent)
+        return (box.running, box.purses) if box is not None and box.running else ("", "")
+
     async def settings(self, agent: str) -> Settings:
         """The settings of *agent*. ENOENT; EPERM when it is terminated."""
         row = await self._core.store.get(AgentRow, agent)
@@ -99,18 +104,20 @@ class Mail:
     # -- accepting -------------------------------------------------------------------------------------------------
 
     async def accept(
-        self, envelope: Envelope, *, kind: str = "message", has_place: bool = False, also: tuple[Change, ...] = ()
-    ) -> bytes:
+        self, envelope: Envelope, *, kind: str = "message", has_place: bool = False, also: tuple[Change, ...] = (),
+        purses: str = "",
+    ) -> bytes:  # fmt: skip
         """Store *envelope* for the agent ``envelope.to``, with *also* in the same commit; its receipt.
 
         The same id again is the same receipt, with another body EEXIST. A full inbox does what its overflow says:
         ENOBUFS where it refuses. *has_place*: the caller holds a reservation, which stands for this envelope.
+        *purses*: the sender's token budgets, packed; they pay for the ticks of this envelope too.
         """
         overflow = (await self.settings(envelope.to)).overflow
         if (again := await self._duplicate(envelope)) is not None:
             await self._core.commit(*also)
             return again
-        row, box = self._row(envelope, kind), await self.box(envelope.to)
+        row, box = self._row(envelope, kind, purses), await self.box(envelope.to)
         try:
             if overflow.policy == "drop_oldest":
                 async with box.displacing:
@@ -155,10 +162,11 @@ class Mail:
         self.note_accepted(agent, [r for r in done.rows if isinstance(r, EnvelopeRow)])
         self._core.trace(agent, "message_in", **note)
 
-    def _row(self, envelope: Envelope, kind: str) -> EnvelopeRow:
+    def _row(self, envelope: Envelope, kind: str, purses: str) -> EnvelopeRow:
         return EnvelopeRow(
             agent=envelope.to, id=envelope.id, kind=kind, source=envelope.source, priority=envelope.metadata.priority,
             accepted_at_ns=self._core.clock.now_ns(), expires_at_ns=envelope.expires_at_ns, body=encode(envelope),
+            purses=purses,
         )  # fmt: skip
 
     async def _placing(self, row: EnvelopeRow, box: Mailbox, overflow: Overflow, has_place: bool) -> Sequence[Change]:
@@ -184,6 +192,7 @@ class Mail:
         return DeadRow(
             agent=row.agent, id=row.id, kind=row.kind, source=row.source, priority=row.priority, reason=reason,
             attempts=row.attempts, at_ns=self._core.clock.now_ns(), body=row.body,
+            purses=row.purses,
         )  # fmt: skip
 
     def _unlist(self, agent: str, changes: Sequence[Change]) -> None:
@@ -247,6 +256,7 @@ class Mail:
         row = EnvelopeRow(
             agent=agent, id=dead.id, kind=dead.kind, source=dead.source, priority=dead.priority, body=dead.body,
             accepted_at_ns=self._core.clock.now_ns(), expires_at_ns=decode(dead.body).expires_at_ns,
+            purses=dead.purses,
         )  # fmt: skip
         key = (agent, envelope_id)
         done = await self._core.commit(Expect(DeadRow, key, errno=errno.ENOENT), Delete(DeadRow, key), Insert(row))

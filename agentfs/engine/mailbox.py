@@ -33,6 +33,7 @@ class Mailbox:
         self.reserved = 0
         self.displacing = anyio.Lock()  # under drop_oldest one at a time: it must see what came before
         self.running: str | None = None
+        self.purses = ""  # of the running envelope
         self._sources: dict[str, dict[str, Slot]] = {}
         self._ids: dict[str, str] = {}
 

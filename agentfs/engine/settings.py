@@ -55,7 +55,10 @@ class Overflow(_Strict, frozen=True, kw_only=True):
 
 
 class Settings(_Strict, frozen=True, kw_only=True):
-    """The document ``config``. ``quarantine_after`` failed ticks in a row stop the agent until ``recover``."""
+    """The document ``config``. ``quarantine_after`` failed ticks in a row stop the agent until ``recover``.
+
+    ``autonomy`` stands for a set of mount grants, unless the operator wrote a table of his own.
+    """
 
     v: int = 1
     program: Program
@@ -63,6 +66,7 @@ class Settings(_Strict, frozen=True, kw_only=True):
     overflow: Overflow = Overflow()
     tick_timeout_ms: int = 60_000
     quarantine_after: int = 20
+    autonomy: Literal["supervised", "semi_autonomous", "autonomous"] = "semi_autonomous"
 
 
 def parse_settings(doc: bytes | str) -> Settings:

@@ -20,6 +20,7 @@ from agentfs.engine.context import AgentContext
 from agentfs.engine.core import Core
 from agentfs.engine.envelope import Metadata, decode, encode
 from agentfs.engine.mail import Mail
+from agentfs.engine.money import Money, Spender
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.timers import Timers
 from agentfs.engine.trigger import Trigger
@@ -63,7 +64,7 @@ class Attempt:
     """One try at one envelope."""
 
     row: EnvelopeRow
-    born_ns: int
+    about: AgentRow
     state: StateRow
     trigger: Trigger
     started_ns: int
@@ -74,9 +75,10 @@ class Ticks:
 
     def __init__(
         self, core: Core, mail: Mail, alarms: Alarms, timers: Timers,
-        load: Callable[[str, Settings], Program], view: Callable[[str], FileService], emitted: Callable[[str], None],
+        money: Money, load: Callable[[str, Settings], Program], view: Callable[[str], FileService],
+        emitted: Callable[[str], None],
     ) -> None:  # fmt: skip
-        self._core, self._mail, self._alarms, self._timers = core, mail, alarms, timers
+        self._core, self._mail, self._alarms, self._timers, self._money = core, mail, alarms, timers, money
         self._load, self._view, self._emitted = load, view, emitted
 
     async def run(self, running: Running, settings: Settings, envelope_id: str) -> None:
@@ -90,26 +92,26 @@ class Ticks:
             box.remove(envelope_id)
             return
         running.recognise(about)
-        box.running = envelope_id
+        box.running, box.purses = envelope_id, row.purses
         try:
             if row.expires_at_ns is not None and row.expires_at_ns <= self._core.clock.now_ns():
                 await self._bury(row, "expired")
-            elif (attempt := self._begin(row, state, about.created_at_ns)) is None:
+            elif (attempt := self._begin(row, state, about)) is None:
                 await self._bury(row, "unreadable: nested too deeply")
             else:
                 await self._attempt(running, settings, attempt)
         finally:
             box.running = None
 
-    def _begin(self, row: EnvelopeRow, state: StateRow, born_ns: int) -> Attempt | None:
+    def _begin(self, row: EnvelopeRow, state: StateRow, about: AgentRow) -> Attempt | None:
         """One try, or None for an envelope that can be decoded no more: trying again would not help."""
         try:
-            return self._try(row, state, born_ns)
+            return self._try(row, state, about)
         except (OSError, RecursionError):
             log.exception("envelope %s of %s", row.id, row.agent)
             return None
 
-    def _try(self, row: EnvelopeRow, state: StateRow, born_ns: int) -> Attempt:
+    def _try(self, row: EnvelopeRow, state: StateRow, about: AgentRow) -> Attempt:
         envelope, now_ns = decode(row.body), self._core.clock.now_ns()
         trigger = Trigger(
             kind=row.kind, agent=row.agent, tick_id=self._core.new_id(), attempt=row.attempts + 1,  # type: ignore[arg-type]
@@ -117,12 +119,13 @@ class Ticks:
             alarm=envelope.metadata.extra.get("alarm") if row.kind == "alarm" else None,
             state=msgspec.json.decode(state.state),
         )  # fmt: skip
-        return Attempt(row, born_ns, state, trigger, now_ns)
+        return Attempt(row, about, state, trigger, now_ns)
 
     async def _attempt(self, running: Running, settings: Settings, attempt: Attempt) -> None:
         ids = {"tick_id": attempt.trigger.tick_id, "envelope_id": attempt.row.id}
         self._core.trace(running.agent, "tick_start", cause=attempt.row.kind, attempt=attempt.trigger.attempt, **ids)
-        ctx = self.context(running, attempt.state, attempt.trigger)
+        spender = Spender(self._core, self._money, attempt.about, attempt.row.id, attempt.row.purses)
+        ctx = self._context(running, spender, attempt.state, attempt.trigger)
         try:
             await self._guarded(running, settings, lambda program: program.run(ctx))
             outcome = await Draft(self._core, ctx).build()
@@ -137,10 +140,9 @@ class Ticks:
         self._after(running.agent, outcome)
         self._core.trace(running.agent, "tick_end", outcome="ok", **ids)
 
-    def context(self, running: Running, state: StateRow, trigger: Trigger) -> AgentContext:
-        """What the program gets in this tick."""
+    def _context(self, running: Running, spender: Spender, state: StateRow, trigger: Trigger) -> AgentContext:
         return AgentContext(
-            self._core, trigger, self._view(running.agent), is_first=state.tick_count == 0,
+            self._core, trigger, self._view(running.agent), spender, is_first=state.tick_count == 0,
             is_woken=running.is_woken, schema=state.schema,
         )  # fmt: skip
 
@@ -188,7 +190,8 @@ class Ticks:
                 payload=name, at=rfc3339(self._core.clock.now_ns()), id=name, metadata=Metadata(),
                 state=msgspec.json.decode(state.state),
             )  # fmt: skip
-            ctx = self.context(running, state, trigger)
+            spender = Spender(self._core, self._money, about, f"{name}:{trigger.tick_id}", "")
+            ctx = self._context(running, spender, state, trigger)
             await self._guarded(running, settings, lambda program: program.hook(name, ctx))
             outcome = await Draft(self._core, ctx).build()
             await self._commit_hook(state, name, outcome)
@@ -213,7 +216,7 @@ class Ticks:
     async def _commit(self, attempt: Attempt, outcome: Outcome) -> None:
         row, state = attempt.row, attempt.state
         await self._core.commit(
-            Expect(AgentRow, (row.agent,), "created_at_ns", attempt.born_ns),
+            Expect(AgentRow, (row.agent,), "created_at_ns", attempt.about.created_at_ns),
             Expect(EnvelopeRow, (row.agent, row.id), "attempts", row.attempts),
             Expect(StateRow, (row.agent,), "version", state.version),
             Delete(EnvelopeRow, (row.agent, row.id)),
@@ -275,7 +278,7 @@ class Ticks:
         key = (row.agent, row.id)
         is_last = again.attempts >= retry.attempts
         changes += [Delete(EnvelopeRow, key), Put(self._mail.dead(again, reason))] if is_last else [Put(again)]
-        still = [Expect(AgentRow, (row.agent,), "created_at_ns", attempt.born_ns), Expect(EnvelopeRow, key)]
+        still = [Expect(AgentRow, (row.agent,), "created_at_ns", attempt.about.created_at_ns), Expect(EnvelopeRow, key)]
         await self._core.commit(*still, *changes)
         box = await self._mail.box(row.agent)
         box.remove(row.id) if is_last else box.add(again)

@@ -9,14 +9,29 @@ import importlib
 import pkgutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
 from agentfs.engine.engine import Engine
-from agentfs.namespace import Namespace
 from agentfs.service import FileService
 from agentfs.tree import Dir, Errors, Node, Tree
+
+
+class Table(Protocol):
+    """The mount table of one agent."""
+
+    async def script(self) -> str:
+        """The table as text, one mount or bind a line."""
+        ...
+
+    async def budgeted(self) -> Sequence[str]:
+        """The services that the agent has a budget for."""
+        ...
+
+    def check(self, script: str) -> None:
+        """EINVAL naming line and reason unless *script* can be mounted."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +41,7 @@ class Scope:
     engine: Engine
     agent: str
     errors: Errors
-    namespace: Namespace
+    table: Table
 
     def tree(self, *entries: Node, root: Dir | None = None) -> Tree:
         """A tree with this agent's errors and limits."""
@@ -35,11 +50,15 @@ class Scope:
 
 @dataclass(frozen=True, slots=True)
 class Service:
-    """A service of every agent: ``name`` in the mount table, ``at`` its mount point ("" the agent's root)."""
+    """A service of every agent: ``name`` in the mount table, ``at`` its mount point ("" the agent's root).
+
+    ``needs_budget``: it spends money, so it can only be mounted with an account that pays.
+    """
 
     name: str
     at: str
     build: Callable[[Scope], FileService]
+    needs_budget: bool = False
 
 
 def discover() -> Sequence[Service]:

@@ -76,12 +76,12 @@ class Register:
 
 
 class Agents(FileService):
-    """One directory an agent, delegated to its namespace from *space*; ``as_agent``: with the agent's own rights."""
+    """One directory an agent, delegated to what *space* gives for it; ``as_agent``: as the agent itself sees it."""
 
     def __init__(
         self,
         register: Register,
-        space: Callable[[str], FileService],
+        space: Callable[[str, Principal], FileService],
         *,
         as_agent: bool,
         principal: Principal = OPERATOR,
@@ -99,7 +99,7 @@ class Agents(FileService):
             return None
         await self._top.stat(Path(agent))
         principal = Principal("agent", agent) if self._as_agent else self._principal
-        return self._space(agent).attach(principal), agent, Path(rest)
+        return self._space(agent, principal), agent, Path(rest)
 
     async def stat(self, path: Path) -> Stat:
         below = await self._below(path)

@@ -2,8 +2,8 @@
 
 ``config`` (RW) is one JSON object: program ({"kind":"exec","argv":[...],"env":{}} or {"kind":"inline",
 "ref":"module:Class"}), retry {attempts base_ms factor max_ms}, overflow {policy max_depth dead_letter_max},
-tick_timeout_ms, quarantine_after. Writing replaces it whole; a new program takes effect after the running tick. An
-unknown field is EINVAL.
+tick_timeout_ms, quarantine_after, autonomy (supervised, semi_autonomous or autonomous: what is granted, see ns).
+Writing replaces it whole; a new program takes effect after the running tick. An unknown field is EINVAL.
 """
 
 from __future__ import annotations

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 import msgspec
 
 from agentfs.engine import envelope as wire
+from agentfs.engine.purse import pack
 from agentfs.engine.settings import Overflow, parse_settings
 from agentfs.errors import error
 from agentfs.record import Log
@@ -39,7 +40,9 @@ class Slot:
             doc, is_json=is_json, to=agent, principal=self._principal, key=self._key,
             now_ns=engine.core.clock.now_ns(),
         )  # fmt: skip
-        receipt = await engine.mail.accept(envelope, has_place=self._give_back is not None)
+        receipt = await engine.mail.accept(
+            envelope, has_place=self._give_back is not None, purses=pack(self._principal.purses)
+        )
         self.close()
         return receipt
 

@@ -2,7 +2,8 @@
 
 ``status`` (R) is one JSON object: version, pid, started_at, uptime_s, agents, awake, is_draining, storage_bytes,
 free_bytes. ``version`` (R), ``config`` (R, the effective configuration), ``errors`` (S): every error that a mount could
-only say as a number, with path and detail.
+only say as a number, with path and detail. ``tokens/new`` (C), ``tokens/ctl`` (X)
+and ``tokens/<id>`` (R) are the operator's: see tokens.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ from typing import Any
 from agentfs.engine.engine import Engine
 from agentfs.record import Log
 from agentfs.rows import AgentRow
-from agentfs.services import document
-from agentfs.tree import At, File, Stream, Tree
+from agentfs.services import document, tokens
+from agentfs.tree import At, Errors, File, Stream, Tree
 from agentfs.types import rfc3339
 
 
@@ -50,9 +51,13 @@ def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
     async def errors(at: At) -> Log:
         return core.errors
 
+    noted = Errors(lambda path, exc: engine.note_error("", f"runtime/{path}", exc))
     return Tree(
         File(name="status", read=status),
         File(name="version", read=show_version),
         File(name="config", read=show_config),
         Stream(name="errors", log=errors),
+        tokens.table(engine, ""),
+        errors=noted,
+        limits=core.limits,
     )

@@ -1,22 +1,27 @@
 """status: what an agent is doing, derived each time it is read.
 
 ``status`` (R) is one JSON object: id, state (dormant, active, failed, terminated), is_paused, is_ticking, created_at,
-last_tick_at, last_tick_cause, tick_count, failures in a row, queue_depth, next_wake, storage_bytes.
+last_tick_at, last_tick_cause, tick_count, failures in a row, queue_depth, next_wake, storage_bytes, and budget: of
+each budgeted mount the day's (and within a tick the tick's) limit_usd, reserved_usd, spent_usd and remaining_usd.
 """
 
 from __future__ import annotations
 
 from agentfs.services import Scope, Service, document
 from agentfs.tree import At, File, Info, Tree
+from agentfs.types import Path
 
-_FACETS = ("agents", "states", "inbox", "alarms", "kv", "lifecycle")
+_FACETS = ("agents", "states", "inbox", "alarms", "kv", "lifecycle", "accounts")
 
 
 def status(scope: Scope) -> Tree:
     """The file ``status`` of one agent."""
 
     async def read(at: At) -> bytes:
-        return document(await scope.engine.status(scope.agent))
+        engine, row = scope.engine, await scope.engine.row(scope.agent)
+        accounts = {s: engine.money.account(row, s, at.principal, Path(s)) for s in await scope.table.budgeted()}
+        budget = {service: await account.usage() for service, account in accounts.items()}
+        return document({**await engine.status(scope.agent), "budget": budget})
 
     async def info(at: At) -> Info:
         version = scope.engine.core.versions.of(scope.agent, *_FACETS)

@@ -110,7 +110,8 @@ class DocumentHandle(UnitHandle):
         if len(doc) > self._limits.document_bytes:
             raise error(errno.EFBIG, self._at.path, f"document over {self._limits.document_bytes} bytes")
         if self._node.write is not None:
-            await self._node.write(self._at, doc)
+            async with self._paying(doc):
+                await self._node.write(self._at, doc)
         self._is_done, self._text = is_json, doc
 
 
@@ -135,7 +136,8 @@ class QueueHandle(UnitHandle):
     async def _apply(self, doc: bytes, is_json: bool) -> None:
         if self._sink is None:
             raise error(errno.EBADF, self._at.path)
-        receipt = await self._sink.put(doc, is_json=is_json)
+        async with self._paying(doc):
+            receipt = await self._sink.put(doc, is_json=is_json)
         self._receipts = self._receipts or Answer(b"")
         self._receipts.data += receipt
 
@@ -165,7 +167,8 @@ class CallHandle(UnitHandle):
         return self._answer.read(size, offset) if self._answer else await super()._read(size, offset)
 
     async def _apply(self, doc: bytes, is_json: bool) -> None:
-        self._answer = Answer(await self._node.answer(self._at, doc))
+        async with self._paying(doc):
+            self._answer = Answer(await self._node.answer(self._at, doc))
 
     async def _flush(self, final: bool) -> None:
         if final:  # a request of raw bytes may hold newlines: only a read or the end completes it
@@ -247,4 +250,5 @@ class CtlHandle(TreeHandle):
             raise error(errno.EINVAL, self._at.path, f"{verb}: want {usage or 'no arguments'}, got {len(args)}")
         if verb in self._node.operator_verbs and not self._at.principal.is_operator:
             raise error(errno.EPERM, self._at.path, f"{verb} is for the operator")
-        await self._node.verbs[verb](self._at, *args)
+        async with self._paying(line):
+            await self._node.verbs[verb](self._at, *args)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 
 import anyio
@@ -36,13 +37,14 @@ class Errors:
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """What every handle is opened with; ``on_close`` runs once, at the close."""
+    """What every handle is opened with; ``on_close`` runs once, at the close. ``pays``: see `nodes.Leaf`."""
 
     at: At
     mode: Mode
     errors: Errors
     limits: Limits
     on_close: Callable[[], None] | None = None
+    pays: bool = False
 
 
 class TreeHandle(FileHandle):
@@ -51,11 +53,16 @@ class TreeHandle(FileHandle):
     def __init__(self, opening: Opening) -> None:
         self._at, self._mode, self._errors = opening.at, opening.mode, opening.errors
         self._limits, self._on_close = opening.limits, opening.on_close
+        self._purse = None if opening.pays else opening.at.want.purse
         self._lock = anyio.Lock(fast_acquire=True)
         self._closed = self._is_discarded = False
 
     def discard(self) -> None:
         self._is_discarded = True
+
+    def _paying(self, doc: bytes) -> AbstractAsyncContextManager[None]:
+        """Around applying *doc*: has it paid for where the mount it came through asks a price. EDQUOT, EPERM."""
+        return self._purse.paying(self._at.path, doc) if self._purse is not None else nullcontext()
 
     def _check(self, need: Mode) -> None:
         if self._closed:
@@ -158,7 +165,9 @@ class DataHandle(TreeHandle):
         if self._is_broken:
             raise error(errno.EFBIG, self._at.path, f"value over {self._node.limit} bytes")
         if self._is_dirty or (final and self._is_cut):
-            await self._node.write(self._at, bytes(self._buffer))
+            value = bytes(self._buffer)
+            async with self._paying(value):
+                await self._node.write(self._at, value)
             self._is_dirty = self._is_cut = False
 
 

@@ -67,11 +67,15 @@ Verb: TypeAlias = Callable[..., Awaitable[None]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leaf:
-    """What every file has in common. ``operator``: only the operator may write."""
+    """What every file has in common. ``operator``: only the operator may write.
+
+    ``pays``: its functions pay for what is written by themselves; else a budgeted mount takes its price for each unit.
+    """
 
     name: str
     info: Look | None = None
     operator: bool = False
+    pays: bool = False
     remove: Act | None = None
     kind: ClassVar[Kind]
 

@@ -217,12 +217,12 @@ class Tree(FileService):
         if (found := await self._stream(path)) is not None:
             node, at, cursor = found
             self._permit(node, path, mode)
-            return await open_twin(node, cursor, self._opening(at, mode))
+            return await open_twin(node, cursor, self._opening(at, mode, node))
         leaf, at = await self._walk(path, want)
         if isinstance(leaf, Dir):
             raise error(errno.EISDIR, path)
         self._permit(leaf, path, mode)
-        return await open_leaf(leaf, self._opening(at, mode), is_new=await self._is_new(path))
+        return await open_leaf(leaf, self._opening(at, mode, leaf), is_new=await self._is_new(path))
 
     def _permit(self, node: Leaf, path: Path, mode: Mode) -> None:
         if Mode.READ in mode and not node.is_readable:
@@ -230,9 +230,9 @@ class Tree(FileService):
         if Mode.WRITE in mode and not node.may_write(self._principal):
             raise error(errno.EACCES, path, "for the operator to write" if node.is_writable else "read-only")
 
-    def _opening(self, at: At, mode: Mode) -> Opening:
+    def _opening(self, at: At, mode: Mode, node: Leaf) -> Opening:
         release = self._hold(at.path) if at.path in self._pending else None
-        return Opening(at, mode, self._errors, self._limits, release)
+        return Opening(at, mode, self._errors, self._limits, release, node.pays)
 
     def _hold(self, path: Path) -> Callable[[], None]:
         """Keep the created name *path* visible until the returned function has run."""

@@ -25,6 +25,9 @@ from agentfs.types import Kind, Principal
 log = logging.getLogger(__name__)
 
 Authenticate: TypeAlias = Callable[[str], Principal | None]
+Note: TypeAlias = Callable[[Principal, str, str, OSError], None]
+"""Told of a request that is refused before a tree is asked: who, what, where, why."""
+
 _QUERY: Final = frozenset({"watch", "recursive", "since", "cursor", "meta"})
 _LOCAL: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _HELD: Final = 1024
@@ -72,9 +75,10 @@ class Face:
 
     def __init__(
         self, service: FileService, authenticate: Authenticate, limits: Limits, hosts: Collection[str],
-        ready: Callable[[], str | None],
+        ready: Callable[[], str | None], note: Note,
     ) -> None:  # fmt: skip
         self._service, self._authenticate, self._limits, self._ready = service, authenticate, limits, ready
+        self._note = note
         self._hosts = _LOCAL | {host.lower() for host in hosts}
         self._trees: OrderedDict[Principal, FileService] = OrderedDict()
         self._watchers = Watchers(limits.watchers)
@@ -128,7 +132,11 @@ class Face:
         if method is None:
             raise error(errno.EOPNOTSUPP, detail=f"method {request.method[:20]}")
         raw = request.scope.get("raw_path") or request.scope["path"].encode()
-        path, is_dir = paths.decode(raw.partition(b"?")[0])
+        try:
+            path, is_dir = paths.decode(raw.partition(b"?")[0])
+        except OSError as exc:
+            self._note(principal, request.method, request.scope["path"].lstrip("/")[:200], exc)
+            raise
         ask = Ask(request, self._tree(principal), path, is_dir, self._limits)
         self._check_query(ask)
         if request.method == "GET" and ask.query("watch") is not None:
@@ -163,13 +171,14 @@ class Face:
 
 def app(
     service: FileService, authenticate: Authenticate, limits: Limits, *, hosts: Collection[str],
-    ready: Callable[[], str | None],
+    ready: Callable[[], str | None], note: Note,
 ) -> Face:  # fmt: skip
     """The HTTP face over *service*: a token selects a principal by *authenticate*, and the tree is attached to it.
 
-    *hosts* are accepted in a Host header beside loopback names; *ready* gives None, or what is missing.
+    *hosts* are accepted in a Host header beside loopback names; *ready* gives None, or what is missing;
+    *note* is told of requests refused before a tree is asked.
     """
-    return Face(service, authenticate, limits, hosts, ready)
+    return Face(service, authenticate, limits, hosts, ready, note)
 
 
 def _host(header: str) -> str:

@@ -19,7 +19,7 @@ import sqlite_utils
 from agentfs.errors import error
 from agentfs.providers.store.faults import translated
 from agentfs.providers.store.shape import Shape, shape_of
-from agentfs.rows import TABLES
+from agentfs.rows import TABLES, AccountRow, ApprovalRow, EffectRow, HoldRow, TokenRow
 
 APPLICATION_ID: Final = 0x61676673  # "agfs"
 _MAGIC: Final = b"SQLite format 3\0"
@@ -48,7 +48,22 @@ class Plan:
         return 1 + len(self.steps)
 
 
-PLAN: Final = Plan()
+_MONEY: Final = (AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow)
+_NEW_COLUMNS: Final = (
+    ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
+    ("deadletter", "purses", "TEXT", "''"),
+)  # fmt: skip
+
+
+def _money_and_access(db: sqlite_utils.Database) -> None:
+    """Version 1 to 2: budgets, the journal, approvals, tokens, and mount tables of the operator's own."""
+    for table in _MONEY:
+        _create_table(db, shape_of(table))
+    for name, column, kind, default in _NEW_COLUMNS:
+        db.execute(f'ALTER TABLE "{name}" ADD COLUMN "{column}" {kind} NOT NULL DEFAULT {default}')
+
+
+PLAN: Final = Plan((_money_and_access,))
 
 
 def connect(path: Path, *, same_thread: bool = True, read_only: bool = False) -> sqlite3.Connection:
@@ -131,11 +146,7 @@ def _create(conn: sqlite3.Connection, plan: Plan) -> None:
     db = sqlite_utils.Database(conn, execute_plugins=False)
     conn.execute("BEGIN IMMEDIATE")
     for table in TABLES:
-        shape = shape_of(table)
-        columns = dict(zip(shape.names, shape.kinds, strict=True))
-        needed = set(shape.names) - shape.optional
-        conn.execute(db.create_table_sql(shape.name, columns, pk=shape.key, not_null=needed, strict=True))
-        _index(db, shape)
+        _create_table(db, shape_of(table))
     db.table("logs").create(_LOGS, pk="id", not_null=set(_LOGS) - {"id"}, strict=True)
     db.table("logs").create_index(["agent", "log", "generation"], index_name="logs_by_name", unique=True)
     records = db.create_table_sql("records", _RECORDS, pk=("log", "seq"), not_null=set(_RECORDS), strict=True)
@@ -145,6 +156,13 @@ def _create(conn: sqlite3.Connection, plan: Plan) -> None:
     conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     conn.execute(f"PRAGMA user_version = {plan.version}")
     conn.execute("COMMIT")
+
+
+def _create_table(db: sqlite_utils.Database, shape: Shape) -> None:
+    columns = dict(zip(shape.names, shape.kinds, strict=True))
+    needed = set(shape.names) - shape.optional
+    db.execute(db.create_table_sql(shape.name, columns, pk=shape.key, not_null=needed, strict=True))
+    _index(db, shape)
 
 
 def _index(db: sqlite_utils.Database, shape: Shape) -> None:

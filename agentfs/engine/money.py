@@ -1,0 +1,160 @@
+"""`Money`: the ledger, the journal and the approvals of one engine, and what a program may spend in a tick.
+
+Files over it are in `agentfs.services`; limits come from the mount tables.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import msgspec
+
+from agentfs.engine.approvals import Approvals
+from agentfs.engine.core import Core
+from agentfs.engine.journal import DONE, FAILED, UNKNOWN, UNKNOWN_OUTCOME, Intent, Journal, hash_of
+from agentfs.engine.purse import Account, Grants, Tick, charges, unlimited, unpack
+from agentfs.engine.timers import Timers
+from agentfs.errors import error
+from agentfs.fault import point
+from agentfs.grants import Grant
+from agentfs.ports import Ledger
+from agentfs.rows import AgentRow, EffectRow, HoldRow
+from agentfs.types import Path, Principal
+
+EFFECTS = "effects"
+"""The service whose mount pays for what programs do outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """What came of an outside call: any JSON value, and what it cost (None: not reported, so all that was reserved)."""
+
+    receipt: Any = None
+    cost_usd: int | None = None
+
+
+class Refused(Exception):  # noqa: N818  # not a fault: the provider's answer
+    """Raised by a call to say that nothing happened outside: the reservation is released, the step may come again."""
+
+
+Call: TypeAlias = Callable[[str], Awaitable[Done]]
+Ask: TypeAlias = Callable[[str], Awaitable[Done | None]]
+
+
+class Money:
+    """What all spending of one engine goes through. ``grants``: the mount tables; without any, nothing is limited."""
+
+    def __init__(self, core: Core, timers: Timers, ledger: Ledger, tick: Tick) -> None:
+        self._core, self.ledger, self._tick = core, ledger, tick
+        self.grants: Grants = unlimited
+        self.approvals, self.journal = Approvals(core), Journal(core, timers, ledger)
+
+    def account(self, row: AgentRow, service: str, principal: Principal, at: Path) -> Account:
+        """The account of *service* mounted at *at*, as *principal* spends from it. EACCES: mounted without one."""
+        grant = self.grants(row, service)
+        if grant is None or grant.policy is None:
+            raise error(errno.EACCES, at, f"{service} is not mounted budgeted")
+        return Account(
+            self._core, self.ledger, self.approvals, row.id, service, grant.policy, principal, at, self._tick
+        )
+
+    async def restore(self) -> None:
+        """Take up what a process that died left: prices on hold are spent, and the journal looks after its own."""
+        for agent in await self._core.store.agents(HoldRow):
+            await self._settle(agent, is_over=False)
+        await self.journal.sweep()
+
+    async def close(self, agent: str) -> None:
+        """*agent* is about to be removed: what it holds open is spent, so that no token's budget stays held."""
+        await self._settle(agent, is_over=True)
+
+    async def _settle(self, agent: str, *, is_over: bool) -> None:
+        for hold in await self._core.store.scan(HoldRow, agent):
+            row = await self.journal.get(agent, hold.id)
+            if row is None:
+                await self.ledger.settle(agent, hold.id, hold.amount_usd)
+            elif is_over:
+                await self.journal.give_up(row)
+
+
+class Spender:
+    """One tick's way to act outside: each step is journalled before it is called, and replayed in a retry."""
+
+    def __init__(self, core: Core, money: Money, about: AgentRow, envelope: str, purses: str) -> None:
+        self._core, self._money, self._about = core, money, about
+        self._envelope, self._purses = envelope, unpack(purses)
+        self._steps = 0
+        self._live: set[str] = set()
+
+    def grant(self, service: str) -> Grant | None:
+        """What the agent's mount table grants it on *service*."""
+        return self._money.grants(self._about, service)
+
+    async def run(
+        self, provider: str, request: Any, call: Call, *, max_cost_usd: int, key: str, ask: Ask | None
+    ) -> Any:
+        """See `AgentContext.effect`."""
+        self._steps += 0 if key else 1
+        key = key or f"{self._envelope}/{self._steps}"
+        row, is_new = await self._begin(provider, request, max_cost_usd, key)
+        if row.id in self._live:
+            raise error(errno.EBUSY, detail=f"effect: key {key!r} is being called in this tick")
+        if row.state == DONE:
+            return msgspec.json.decode(row.receipt)
+        if row.state == UNKNOWN:
+            raise error(errno.EREMOTEIO, detail=f"effect {key!r}: {UNKNOWN_OUTCOME}")
+        self._live.add(row.id)
+        try:
+            full = f"{row.agent}:{provider}:{key}"
+            done = None if is_new else await self._learn(row, full, ask)
+            return await self._act(row, full, call) if done is None else await self._finish(row, done)
+        finally:
+            self._live.discard(row.id)
+
+    async def _begin(self, provider: str, request: Any, max_cost_usd: int, key: str) -> tuple[EffectRow, bool]:
+        agent = self._about.id
+        principal = Principal("agent", agent)
+        account = self._money.account(self._about, EFFECTS, principal, Path(EFFECTS))
+        doc = msgspec.json.encode({"provider": provider, "key": key, "request": request}, order="sorted")
+        clear = await account.clear(Path("new"), doc, max_cost_usd) if await self._is_fresh(provider, key) else ()
+        intent = Intent(
+            agent=agent, provider=provider, key=key, hash=hash_of(request), max_cost_usd=max_cost_usd,
+            charges=charges(self._core, agent, EFFECTS, account.policy, self._envelope, self._purses),
+            source=agent, envelope=self._envelope,
+        )  # fmt: skip
+        return await self._money.journal.begin(intent, *clear)
+
+    async def _is_fresh(self, provider: str, key: str) -> bool:
+        """Whether it would be called: a replay needs no approval."""
+        probe = Intent(self._about.id, provider, key, "", 0, (), "")
+        row = await self._money.journal.get(self._about.id, probe.id)
+        return row is None or row.state == FAILED
+
+    async def _learn(self, row: EffectRow, full: str, ask: Ask | None) -> Done | None:
+        """What became of a call that was cut off; None when the provider never saw it. EREMOTEIO: nobody can tell."""
+        if ask is None:
+            await self._money.journal.give_up(row)
+            raise error(errno.EREMOTEIO, detail=f"effect {row.key!r}: {UNKNOWN_OUTCOME}")
+        return await ask(full)
+
+    async def _act(self, row: EffectRow, full: str, call: Call) -> Any:
+        point("effect.reserved")
+        try:
+            done = await call(full)
+        except (Refused, ConnectionRefusedError) as exc:
+            await self._money.journal.finish(row.agent, row.id, FAILED, reason=str(exc)[:1000], cost_usd=0)
+            raise error(errno.EREMOTEIO, detail=f"effect {row.key!r}: {exc}") from exc
+        point("effect.called")
+        return await self._finish(row, done)
+
+    async def _finish(self, row: EffectRow, done: Done) -> Any:
+        finished = await self._money.journal.finish(
+            row.agent, row.id, DONE, receipt=done.receipt, cost_usd=done.cost_usd
+        )
+        point("effect.finished")
+        if finished.overrun_usd:
+            self._core.trace(row.agent, "budget", event="overrun", hold=row.id, overrun_usd=finished.overrun_usd)
+        return msgspec.json.decode(finished.receipt)

@@ -1,0 +1,96 @@
+"""What a mount grants, as the words behind it in the script ``ns``: an access level, a budget policy, a rate.
+
+Values and their text only; who enforces them is in `guards`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from agentfs.budget import Policy, check_usd
+from agentfs.errors import error
+
+LEVELS: Final = ("read_only", "read_write", "sign_only", "budgeted", "disabled")
+_MONEY: Final = ("per_tick_usd", "per_day_usd", "approval_threshold_usd", "price_usd")
+_WORDS: Final = (*_MONEY, "approvers", "trust", "rate")
+
+
+@dataclass(frozen=True, slots=True)
+class Grant:
+    """One mount's level; ``policy`` exactly when it is ``budgeted``; ``rate``: opens and changes a second, or None."""
+
+    level: str = "read_write"
+    policy: Policy | None = None
+    rate: int | None = None
+
+    @property
+    def is_writable(self) -> bool:
+        """Whether whoever has it may change what is mounted."""
+        return self.level in ("read_write", "budgeted")
+
+
+def parse(words: Sequence[str]) -> Grant:
+    """The words behind a mount: ``[LEVEL] [NAME=VALUE...]``, none is ``read_write``. EINVAL naming the word."""
+    level = words[0] if words and "=" not in words[0] else "read_write"
+    if level not in LEVELS:
+        raise error(errno.EINVAL, detail=f"level {level[:40]!r}: want one of {' '.join(LEVELS)}")
+    found: dict[str, str] = {}
+    for word in words[1 if words and "=" not in words[0] else 0 :]:
+        name, sep, value = word.partition("=")
+        if not sep or name not in _WORDS or name in found:
+            raise error(
+                errno.EINVAL, detail=f"{word[:60]!r}: want each of {' '.join(_WORDS)} at most once, as NAME=VALUE"
+            )
+        found[name] = value
+    rate = _number("rate", found["rate"]) if "rate" in found else None
+    if rate == 0:
+        raise error(errno.EINVAL, detail="rate: 0: want disabled instead")
+    if level != "budgeted":
+        if extra := [name for name in found if name != "rate"]:
+            raise error(errno.EINVAL, detail=f"{extra[0]}: only a budgeted mount has it")
+        return Grant(level, None, rate)
+    return Grant(level, _policy(found), rate)
+
+
+def _policy(found: dict[str, str]) -> Policy:
+    money = {name: check_usd(name, _number(name, found[name])) for name in _MONEY if name in found}
+    trust = found.get("trust", "reported")
+    if trust not in ("reported", "reserved"):
+        raise error(errno.EINVAL, detail=f"trust: {trust[:40]!r}: want reported or reserved")
+    approvers = tuple(name for name in found.get("approvers", "operator").split(",") if name)
+    return Policy(
+        per_tick_usd=money.get("per_tick_usd"), per_day_usd=money.get("per_day_usd"),
+        approval_threshold_usd=money.get("approval_threshold_usd"), approvers=approvers,
+        price_usd=money.get("price_usd", 0), is_trusting=trust == "reported",
+    )  # fmt: skip
+
+
+def _number(name: str, text: str) -> int:
+    if not (text.isascii() and text.isdecimal()) or len(text) > 18:
+        raise error(errno.EINVAL, detail=f"{name}: {text[:40]!r}: want a whole number")
+    return int(text)
+
+
+class Preset(dict[str, tuple[str, ...]]):
+    """What one autonomy grants, by service; ``budgeted`` stands for every service that costs money."""
+
+    def __missing__(self, service: str) -> tuple[str, ...]:
+        return ()
+
+
+PRESETS: Final = {
+    "supervised": Preset(
+        schedule=("read_only",),
+        budgeted=(
+            "budgeted", "per_tick_usd=100000", "per_day_usd=1000000", "approval_threshold_usd=0", "trust=reserved",
+        ),
+    ),
+    "semi_autonomous": Preset(
+        budgeted=("budgeted", "per_tick_usd=1000000", "per_day_usd=5000000", "approval_threshold_usd=500000"),
+    ),
+    "autonomous": Preset(budgeted=("budgeted", "per_tick_usd=10000000", "per_day_usd=50000000")),
+}  # fmt: skip
+"""The three autonomies: 5 dollars a day is ``per_day_usd=5000000``."""

@@ -1,0 +1,128 @@
+"""`Granted`: one mount with its access level, its rate and, where it is budgeted, the account that pays.
+
+Levels are those of `agentfs.grants`; whether money is left is the account's business.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
+from typing import Final, Self, TypeAlias
+
+from agentfs.errors import error
+from agentfs.grants import Grant
+from agentfs.guards.fair import Bucket
+from agentfs.guards.lease import Lease, LeasedHandle
+from agentfs.service import FileHandle, FileService
+from agentfs.types import NO_WANT, OPERATOR, Kind, Mode, Path, Principal, Purse, Stat, Want
+from agentfs.views import View
+
+_WRITES: Final = Mode.WRITE | Mode.TRUNCATE | Mode.APPEND
+Pay: TypeAlias = Callable[[Principal], Awaitable[Purse]]
+
+
+class GrantedHandle(LeasedHandle):
+    """A handle whose writes count against the mount's rate."""
+
+    def __init__(self, handle: FileHandle, path: Path, lease: Lease, bucket: Bucket | None) -> None:
+        super().__init__(handle, path, lease)
+        self._bucket = bucket
+
+    async def write(self, data: bytes, offset: int) -> int:
+        if self._bucket is not None:
+            self._bucket.take(1, self._path, errno.ENOBUFS)
+        return await super().write(data, offset)
+
+
+class Granted(View):
+    """*service* as *grant* allows it, until *lease* is revoked.
+
+    ``read_only``: what would change something is EROFS. ``sign_only``: calls are allowed, other writes EACCES.
+    ``disabled``: EACCES for everything but looking. ``budgeted``: every operation that may change something carries
+    the purse that *pay* gives. Past the rate an open is EAGAIN, a write or change ENOBUFS.
+    """
+
+    def __init__(
+        self, service: FileService, grant: Grant, lease: Lease, bucket: Bucket | None = None, pay: Pay | None = None
+    ) -> None:
+        super().__init__(service)
+        self._grant, self.lease, self._bucket, self._pay = grant, lease, bucket, pay
+        self._principal = OPERATOR
+
+    def attach(self, principal: Principal) -> Self:
+        view = super().attach(principal)
+        view._principal = principal
+        return view
+
+    def _masked(self, st: Stat) -> Stat:
+        match self._grant.level:
+            case "read_only":
+                return replace(st, mode=st.mode & ~0o222)
+            case "sign_only" if st.kind is not Kind.CALL:
+                return replace(st, mode=st.mode & ~0o222)
+            case "disabled":
+                return replace(st, mode=st.mode & ~0o777)
+        return st
+
+    async def stat(self, path: Path) -> Stat:
+        return self._masked(await super().stat(path))
+
+    async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
+        self._check(path)
+        return [self._masked(st) for st in await super().list(path, after, limit)]
+
+    def _check(self, path: Path) -> None:
+        self.lease.check(path)
+        if self._grant.level == "disabled":
+            raise error(errno.EACCES, path, "mounted disabled")
+
+    def _change(self, path: Path) -> None:
+        self._check(path)
+        if self._grant.level == "read_only":
+            raise error(errno.EROFS, path, "mounted read_only")
+        if self._grant.level == "sign_only":
+            raise error(errno.EACCES, path, "mounted sign_only")
+        if self._bucket is not None:
+            self._bucket.take(1, path, errno.ENOBUFS)
+
+    async def _paying(self, want: Want) -> Want:
+        if self._grant.level != "budgeted" or self._pay is None:
+            return want
+        return replace(want, purse=await self._pay(self._principal))
+
+    async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        self._check(path)
+        if mode & _WRITES:
+            if self._grant.level == "read_only":
+                raise error(errno.EROFS, path, "mounted read_only")
+            if self._grant.level == "sign_only" and (await self._service.stat(path)).kind is not Kind.CALL:
+                raise error(errno.EACCES, path, "mounted sign_only")
+            want = await self._paying(want)
+        if self._bucket is not None:
+            self._bucket.take(1, path, errno.EAGAIN)
+        return await self._held(await super().open(path, mode, want=want), path)
+
+    async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        self._change(path)
+        return await self._held(await super().create(path, mode, want=await self._paying(want)), path)
+
+    async def _held(self, handle: FileHandle, path: Path) -> FileHandle:
+        try:
+            return GrantedHandle(handle, path, self.lease, self._bucket)
+        except OSError:
+            handle.discard()
+            await handle.aclose()
+            raise
+
+    async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
+        self._change(path)
+        await super().mkdir(path, want=await self._paying(want))
+
+    async def remove(self, path: Path, *, want: Want = NO_WANT) -> None:
+        self._change(path)
+        await super().remove(path, want=await self._paying(want))
+
+    async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
+        self._change(old)
+        await super().rename(old, new, want=await self._paying(want))

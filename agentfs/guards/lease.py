@@ -1,0 +1,111 @@
+"""`Lease`: what open handles hold on to; when it is revoked they are cut off at once, blocked reads included.
+
+It does not know why it is revoked.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Awaitable
+from typing import TypeVar
+
+from agentfs.errors import error
+from agentfs.service import FileHandle
+from agentfs.types import Path, Record
+from agentfs.views import ViewHandle
+
+T = TypeVar("T")
+
+
+class Lease:
+    """A grant that can be taken back."""
+
+    def __init__(self, reason: str = "this mount is no longer granted") -> None:
+        self.is_revoked, self._reason = False, reason
+        self._handles: set[LeasedHandle] = set()
+
+    def check(self, path: Path) -> None:
+        """EACCES once it is revoked."""
+        if self.is_revoked:
+            raise error(errno.EACCES, path, self._reason)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no handle lives by it."""
+        return not self._handles
+
+    def hold(self, handle: LeasedHandle) -> None:
+        """*handle* lives by this lease until `drop`."""
+        self._handles.add(handle)
+
+    def drop(self, handle: LeasedHandle) -> None:
+        """*handle* is closed."""
+        self._handles.discard(handle)
+
+    async def revoke(self) -> None:
+        """Take it back: what is not committed is given up, blocked reads wake, all that follows is EACCES."""
+        self.is_revoked = True
+        for handle in list(self._handles):
+            await handle.cut()
+
+
+class LeasedHandle(ViewHandle):
+    """A handle that works as long as its leases."""
+
+    def __init__(self, handle: FileHandle, path: Path, *leases: Lease) -> None:
+        super().__init__(handle)
+        self._path, self._leases = path, leases
+        for lease in leases:
+            lease.check(path)  # it may have been revoked while the file was being opened
+            lease.hold(self)
+
+    async def cut(self) -> None:
+        """End what is under way; nothing more is committed."""
+        self._handle.discard()
+        await self._handle.aclose()
+
+    def _check(self) -> None:
+        for lease in self._leases:
+            lease.check(self._path)
+
+    async def _held(self, call: Awaitable[T]) -> T:
+        """*call*; one that was cut off is EACCES, not EBADF, and never an end of file."""
+        try:
+            found = await call
+        except OSError:
+            self._check()
+            raise
+        self._check()
+        return found
+
+    async def read(self, size: int, offset: int) -> bytes:
+        self._check()
+        return await self._held(self._handle.read(size, offset))
+
+    async def write(self, data: bytes, offset: int) -> int:
+        self._check()
+        return await self._handle.write(data, offset)
+
+    async def truncate(self, size: int) -> None:
+        self._check()
+        await self._handle.truncate(size)
+
+    async def flush(self, *, final: bool = False) -> None:
+        self._check()
+        await self._handle.flush(final=final)
+
+    async def next(self) -> Record | None:
+        self._check()
+        return await self._held(self._handle.next())
+
+    async def wait_ready(self) -> None:
+        if not any(lease.is_revoked for lease in self._leases):
+            await self._handle.wait_ready()
+
+    def is_ready(self) -> bool:
+        return any(lease.is_revoked for lease in self._leases) or self._handle.is_ready()
+
+    async def aclose(self) -> None:
+        for lease in self._leases:
+            lease.drop(self)
+        await self._handle.aclose()

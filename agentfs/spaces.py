@@ -1,0 +1,271 @@
+"""`Mounts` and `Spaces`: what is mounted where for each agent, by its script ``ns`` or its autonomy, kept up to date.
+
+It mounts services and grants; it starts nothing and knows no provider and no face.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import shlex
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import anyio
+
+from agentfs.engine.engine import Engine
+from agentfs.engine.settings import parse_settings
+from agentfs.errors import error
+from agentfs.grants import PRESETS, Grant, parse
+from agentfs.guards import Confined, Fair, Granted, Lease, Shares
+from agentfs.guards.fair import Bucket
+from agentfs.mounts import flag_of
+from agentfs.namespace import Namespace
+from agentfs.rows import AgentRow
+from agentfs.service import FileHandle, FileService
+from agentfs.services import Scope, Service
+from agentfs.tree import Errors
+from agentfs.types import NO_WANT, ROOT, Bind, Mode, Path, Principal, Purse, Stat, Want
+
+log = logging.getLogger(__name__)
+_ROOMS_HELD = 256
+
+
+class Mounts:
+    """The mount tables of agents as text and values: pure, so that the engine can ask before any service is built."""
+
+    def __init__(self, services: Sequence[Service]) -> None:
+        self.services = {service.name: service for service in services}
+        self._presets = {name: self._preset(name) for name in PRESETS}
+        self._grants = lru_cache(maxsize=1024)(self._read)
+        self._autonomy = lru_cache(maxsize=1024)(lambda config: parse_settings(config).autonomy)
+
+    def _preset(self, autonomy: str) -> str:
+        preset, lines, places = PRESETS[autonomy], [], set[str]()
+        for service in self.services.values():
+            words = preset["budgeted" if service.needs_budget else service.name]
+            after = ["after"] if service.at in places else []
+            lines.append(shlex.join(["mount", service.name, f"/{service.at}", *after, *words]))
+            places.add(service.at)
+        return "".join(f"{line}\n" for line in lines)
+
+    def script_of(self, row: AgentRow) -> str:
+        """What is mounted for the agent of *row*: the operator's script, or what its autonomy stands for."""
+        return row.ns or self._presets[self._autonomy(row.config)]
+
+    def grant(self, row: AgentRow, service: str) -> Grant | None:
+        """What the agent of *row* is granted on *service*, None when it is not mounted."""
+        return self._grants(self.script_of(row)).get(service)
+
+    def grant_of(self, name: str, options: Sequence[str]) -> Grant:
+        """The grant that *options* behind the service *name* stand for. ENOENT, EINVAL."""
+        service = self.services.get(name)
+        if service is None:
+            raise error(errno.ENOENT, detail=f"no service {name!r}")
+        grant = parse(options)
+        if service.needs_budget and grant.level not in ("budgeted", "disabled"):
+            raise error(errno.EINVAL, detail=f"{name}: must be mounted budgeted (or disabled), not {grant.level}")
+        if service.needs_budget and grant.policy is not None and grant.policy.price_usd:
+            raise error(errno.EINVAL, detail=f"price_usd: {name} has prices of its own")
+        return grant
+
+    def _read(self, script: str) -> Mapping[str, Grant]:
+        """The grants of a script by service. EINVAL when one service has two budgets."""
+        found: dict[str, Grant] = {}
+        for line in script.split("\n"):
+            match shlex.split(line, comments=True):
+                case ["mount", name, _, *rest]:
+                    self._take(found, name, flag_of(rest)[1])
+                case ["bind", new, _, *rest] if new.startswith("#"):
+                    self._take(found, new[1:].partition("/")[0], flag_of(rest)[1])
+        return found
+
+    def _take(self, found: dict[str, Grant], name: str, options: Sequence[str]) -> None:
+        grant = self.grant_of(name, options)
+        known = found.setdefault(name, grant)
+        if known.policy != grant.policy:
+            raise error(errno.EINVAL, detail=f"{name}: mounted with two budgets")
+
+    def check(self, script: str) -> None:
+        """EINVAL naming line and reason unless *script* can be mounted."""
+        Namespace().replay(script, lambda name, options: _Nothing(self.grant_of(name, options)))
+        self._grants(script)
+
+
+class _Nothing(Namespace):
+    """Stands for a service while a script is checked."""
+
+    def __init__(self, grant: Grant) -> None:
+        super().__init__()
+        self.grant = grant
+
+
+class Room:
+    """The namespace of one agent as it is mounted now, and the operator's own with every service in its place."""
+
+    def __init__(self, engine: Engine, mounts: Mounts, agent: str) -> None:
+        self._engine, self._mounts, self.agent = engine, mounts, agent
+        self.space, self.office, self.names = Namespace(), Namespace(), frozenset[str]()
+        self._granted: dict[tuple[str, tuple[str, ...]], Granted] = {}
+        self._script, self._seen, self._lock = "", -1, anyio.Lock(fast_acquire=True)
+        scope = Scope(engine, agent, Errors(self._report), self)
+        self._built = {service.name: service.build(scope) for service in mounts.services.values()}
+        for service in mounts.services.values():
+            grant = Grant("budgeted" if service.needs_budget else "read_write")
+            granted = self._grant(service.name, grant)
+            self.office.mount(granted, Path(service.at), Bind.AFTER, name=service.name)
+
+    def _report(self, path: Path, exc: OSError) -> None:
+        self._engine.note_error(self.agent, path, exc)
+
+    def _grant(self, name: str, grant: Grant) -> Granted:
+        at = Path(self._mounts.services[name].at)
+
+        async def pay(principal: Principal) -> Purse:
+            return self._engine.money.account(await self._engine.row(self.agent), name, principal, at)
+
+        bucket = Bucket(grant.rate, self._engine.core.clock) if grant.rate else None
+        return Granted(self._built[name], grant, Lease(), bucket, pay)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no open handle lives by what is mounted here."""
+        return all(granted.lease.is_idle for granted in self._granted.values())
+
+    async def fresh(self) -> None:
+        """See to it that what is mounted is what the agent's row says; cheap while nothing has changed. ENOENT."""
+        version = self._engine.core.versions.of("", "agents")
+        if version != self._seen:
+            async with self._lock:
+                script = self._mounts.script_of(await self._engine.row(self.agent))
+                is_new, self._seen = script != self._script, version
+                if is_new:
+                    await self._mount(script)
+            if is_new:
+                self.names = frozenset([st.name for st in await self.space.list(ROOT)])
+
+    async def _mount(self, script: str) -> None:
+        kept: dict[tuple[str, tuple[str, ...]], Granted] = {}
+
+        def resolve(name: str, options: tuple[str, ...]) -> Granted:
+            key = (name, options)
+            if key not in kept:
+                kept[key] = self._granted.get(key) or self._grant(name, self._mounts.grant_of(name, options))
+            return kept[key]
+
+        try:
+            self.space.replay(script, resolve, is_whole=True)
+        except OSError:
+            log.exception("mount table of %s", self.agent)  # of an older version: nothing is mounted until it is mended
+            self.space.replay("", resolve, is_whole=True)
+            kept.clear()
+        gone = [granted for key, granted in self._granted.items() if kept.get(key) is not granted]
+        self._script, self._granted = script, kept
+        for granted in gone:
+            await granted.lease.revoke()
+
+    # -- what the services ask of it -----------------------------------------------------------------------------------
+
+    async def script(self) -> str:
+        """The mount table as text."""
+        await self.fresh()
+        return self.space.script()
+
+    async def budgeted(self) -> Sequence[str]:
+        """The services that the agent has a budget for."""
+        row = await self._engine.row(self.agent)
+        found = {name: self._mounts.grant(row, name) for name in self._mounts.services}
+        return [name for name, grant in found.items() if grant is not None and grant.policy is not None]
+
+    def check(self, script: str) -> None:
+        """EINVAL naming line and reason unless *script* can be mounted."""
+        self._mounts.check(script)
+
+
+class Spaces:
+    """The rooms of all agents, built when they are first walked; the most recent ones and those in use are kept."""
+
+    def __init__(self, engine: Engine, mounts: Mounts) -> None:
+        self._engine, self._mounts = engine, mounts
+        self._rooms: OrderedDict[str, Room] = OrderedDict()
+        self._shares = Shares(engine.core.clock, engine.core.limits)
+
+    def room(self, agent: str) -> Room:
+        """The room of *agent*."""
+        room = self._rooms.get(agent)
+        if room is None:
+            for other in list(self._rooms)[: max(0, len(self._rooms) - _ROOMS_HELD + 1)]:
+                if self._rooms[other].is_idle:
+                    del self._rooms[other]
+            room = self._rooms[agent] = Room(self._engine, self._mounts, agent)
+        self._rooms.move_to_end(agent)
+        return room
+
+    async def remounted(self, agent: str) -> None:
+        """The table of *agent* may have changed: open handles learn of it now."""
+        if agent in self._rooms:
+            await self._rooms[agent].fresh()
+
+    def office(self, agent: str, principal: Principal) -> FileService:
+        """Every service of *agent* in its place, for the operator."""
+        return self.room(agent).office.attach(principal)
+
+    def view(self, principal: Principal) -> FileService:
+        """The namespace of an agent's principal with exactly its rights, as its token narrows them."""
+        room = self.room(principal.name)
+        return self.guarded(Space(self.room, principal), principal, lambda name: name in room.names)
+
+    def guarded(
+        self, service: FileService, principal: Principal, is_known: Callable[[str], bool] = lambda name: True
+    ) -> FileService:
+        """*service* with what *principal*'s token allows, its fair share, and a report of what it is refused."""
+        if principal.caveats:
+            service = Confined(service, principal.caveats, lambda: self._engine.tokens.leases(principal))
+        return Fair(service, principal, self._shares, self.report, is_known)
+
+    def report(self, principal: Principal, op: str, path: str, exc: OSError) -> None:
+        """A record of what was refused: in the trace of the agent concerned, or in the errors of the runtime."""
+        parts = path.split("/")
+        agent = principal.name or (parts[1] if parts[0] in ("agents", "views") and len(parts) > 1 else "")
+        name = errno.errorcode.get(exc.errno or 0, "EIO")
+        self._engine.core.trace(agent, "error", errno=name, op=op, path=path, by=principal.source, detail=exc.strerror)
+
+
+class Space(FileService):
+    """An agent's namespace as *principal* sees it; each operation sees the mount table of its own moment."""
+
+    def __init__(self, room: Callable[[str], Room], principal: Principal) -> None:
+        self._room, self._principal = room, principal
+        self._attached: tuple[Room, Namespace] | None = None
+
+    def attach(self, principal: Principal) -> Space:
+        return Space(self._room, principal)
+
+    async def _now(self) -> Namespace:
+        room = self._room(self._principal.name)
+        await room.fresh()
+        if self._attached is None or self._attached[0] is not room:
+            self._attached = room, room.space.attach(self._principal)
+        return self._attached[1]
+
+    async def stat(self, path: Path) -> Stat:
+        return await (await self._now()).stat(path)
+
+    async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
+        return await (await self._now()).list(path, after, limit)
+
+    async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        return await (await self._now()).open(path, mode, want=want)
+
+    async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        return await (await self._now()).create(path, mode, want=want)
+
+    async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
+        await (await self._now()).mkdir(path, want=want)
+
+    async def remove(self, path: Path, *, want: Want = NO_WANT) -> None:
+        await (await self._now()).remove(path, want=want)
+
+    async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
+        await (await self._now()).rename(old, new, want=want)
