@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import AsyncIterator
 from pathlib import Path as FsPath
 
-import anyio
-import msgspec
 import pytest
 import trio
-from test_conformance import bench_of, put, whole
+from test_conformance import bench_of
 
-from agentfs.access import Tokens
 from agentfs.providers.remote import RemoteService
-from agentfs.service import FileService
-from agentfs.types import OPERATOR, ROOT, Kind, Mode, Path, Want
 from conformance.drivers import ALL, STORES, Driver, Runtime
 from conformance.golden import TRANSCRIPTS, Player
 from conformance.suite import violations
