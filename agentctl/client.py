@@ -20,7 +20,7 @@ import msgspec
 
 from agentctl import sse, wire
 from agentctl.wire import Entry, Page
-from agentfs.errors import error
+from agentfs.errors import error, from_wire
 
 T = TypeVar("T")
 Content = bytes | Iterable[bytes]
@@ -233,7 +233,7 @@ class Client:
             try:
                 if not answer.is_success:
                     answer.read()
-                    raise wire.failure(answer, wire.tidy(path))
+                    raise from_wire(answer.status_code, answer.content, wire.tidy(path))
                 yield answer
             finally:
                 answer.close()

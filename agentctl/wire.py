@@ -1,4 +1,4 @@
-"""The wire of the HTTP face in plain values: listings, encoded paths and errors rebuilt from answers.
+"""The wire of the HTTP face in plain values: listings, encoded paths, and what httpx raises as errors.
 
 No connection is made here.
 """
@@ -13,12 +13,8 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx
 import msgspec
 
-from agentfs.errors import BY_ERRNO, BY_NAME, ROWS, error
+from agentfs.errors import error
 from agentfs.types import clean
-
-BY_STATUS = {row.status: row.errno for row in reversed(ROWS)} | {
-    401: errno.EACCES, 416: errno.EINVAL, 421: errno.EACCES, 500: errno.EIO, 503: errno.ENOTCONN,
-}  # fmt: skip
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -42,14 +38,6 @@ class Page(msgspec.Struct, frozen=True):
 
     entries: list[Entry]
     cursor: str | None = None
-
-
-class _Failure(msgspec.Struct):
-    """An error body."""
-
-    errno: str
-    path: str = ""
-    detail: str = ""
 
 
 def base(url: str) -> str:
@@ -77,23 +65,6 @@ def target(path: str, **query: str | None) -> str:
 def tidy(path: str) -> str:
     """*path* without one leading and one trailing slash: the root may be written ``/``."""
     return "" if path == "/" else path.removeprefix("/").removesuffix("/")
-
-
-def failure(response: httpx.Response, path: str) -> OSError:
-    """The error that a refused request raises: the same `OSError` that the service raised.
-
-    The response is read. An answer that is not from the face becomes the first errno of its status.
-    """
-    with contextlib.suppress(msgspec.DecodeError, msgspec.ValidationError, UnicodeDecodeError):
-        body = msgspec.json.decode(response.content, type=_Failure)
-        # One number may have two names (EOPNOTSUPP is ENOTSUP on Linux): either is understood.
-        number = getattr(errno, body.errno, None) if body.errno.startswith("E") else None
-        row = BY_NAME.get(body.errno) or (BY_ERRNO.get(number) if isinstance(number, int) else None)
-        if row is not None:
-            detail = "" if body.detail == row.text else body.detail.removeprefix(row.text + ": ")
-            return error(row.errno, body.path, detail)
-    code = BY_STATUS.get(response.status_code, errno.EIO)
-    return error(code, path, f"HTTP {response.status_code} without an error body: is this an agentfs runtime?")
 
 
 def unreachable(path: str, text: str) -> OSError:

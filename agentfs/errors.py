@@ -1,13 +1,17 @@
 """THE error table: one row per errno with its HTTP status and its fixed text.
 
-Services raise `OSError` made by `error`; faces translate with `row_of`. No other module maps errors.
+Services raise `OSError` made by `error`; faces translate with `row_of`, clients back with `from_wire`. No other module
+maps errors.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +62,9 @@ ROWS: Final = (
 )
 BY_ERRNO: Final = {row.errno: row for row in ROWS}
 BY_NAME: Final = {row.name: row for row in ROWS}
+BY_STATUS: Final = {row.status: row.errno for row in reversed(ROWS)} | {
+    401: errno.EACCES, 416: errno.EINVAL, 421: errno.EACCES, 500: errno.EIO, 503: errno.ENOTCONN,
+}  # fmt: skip
 
 
 def error(code: int, path: str = "", detail: str = "") -> OSError:
@@ -80,6 +87,35 @@ def detail_of(exc: BaseException) -> str:
     if isinstance(exc, OSError) and exc.errno in BY_ERRNO and exc.errno != errno.EIO:
         return exc.strerror or BY_ERRNO[exc.errno].text
     return BY_ERRNO[errno.EIO].text
+
+
+class _Body(msgspec.Struct):
+    """An error as it travels over HTTP."""
+
+    errno: str
+    path: str = ""
+    detail: str = ""
+
+
+def told(body: bytes) -> OSError | None:
+    """The error that the body of an answer names, as the service raised it; None when it names none."""
+    with contextlib.suppress(msgspec.DecodeError, UnicodeDecodeError):
+        doc = msgspec.json.decode(body, type=_Body)
+        # One number may have two names (EOPNOTSUPP is ENOTSUP on Linux): either is understood.
+        number = getattr(errno, doc.errno, None) if doc.errno.startswith("E") else None
+        row = BY_NAME.get(doc.errno) or (BY_ERRNO.get(number) if isinstance(number, int) else None)
+        if row is not None:
+            return error(
+                row.errno, doc.path, "" if doc.detail == row.text else doc.detail.removeprefix(f"{row.text}: ")
+            )
+    return None
+
+
+def from_wire(status: int, body: bytes, path: str) -> OSError:
+    """The error that a refused request for *path* stands for: what its *body* names, else the first of its *status*."""
+    code = BY_STATUS.get(status, errno.EIO)
+    detail = f"HTTP {status} without an error body: is this an agentfs runtime?"
+    return told(body) or error(code, path, detail)
 
 
 def only(group: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -14,9 +14,8 @@ from urllib.parse import quote
 
 import anyio
 import httpx
-import msgspec
 
-from agentfs.errors import BY_NAME, error
+from agentfs.errors import error, from_wire, row_of, told
 from agentfs.service import FileHandle, FileService
 from agentfs.types import NO_WANT, Kind, Mode, Path, Principal, Qid, Record, Stat, Want, parse_time
 
@@ -45,15 +44,13 @@ def target(path: str) -> str:
 
 
 def failure(status: int, body: bytes, path: str) -> OSError:
-    """The error an answer names; an answer that names none is a bug of the face."""
-    try:
-        doc = msgspec.json.decode(body, type=dict[str, str])
-        row = BY_NAME[doc["errno"]]
-    except (msgspec.DecodeError, KeyError) as exc:
-        return OSError(errno.EPROTO, f"status {status} without an error body: {body[:80]!r} ({exc})", path)
-    if row.status != status:
-        return OSError(errno.EPROTO, f"{row.name} came with status {status}", path)
-    return error(row.errno, doc["path"], doc["detail"])
+    """The error an answer names; an answer that names none, or with another's status, is a bug of the face."""
+    exc = from_wire(status, body, path)
+    if told(body) is None:
+        return OSError(errno.EPROTO, f"status {status} without an error body: {body[:80]!r}", path)
+    if row_of(exc).status != status:
+        return OSError(errno.EPROTO, f"{row_of(exc).name} came with status {status}", path)
+    return exc
 
 
 def entry_stat(doc: dict[str, Any]) -> Stat:

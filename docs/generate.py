@@ -187,7 +187,8 @@ def commands_page(app: typer.Typer, name: str) -> str:
         return f"```text\n{shown.output.rstrip()}\n```\n"
 
     group: Any = typer.main.get_command(app)
-    return "\n".join([f"# {name}\n\n{say()}", *(f"## {name} {word}\n\n{say(word)}" for word in group.commands)])
+    words = [word for word, command in group.commands.items() if not command.hidden]
+    return "\n".join([f"# {name}\n\n{say()}", *(f"## {name} {word}\n\n{say(word)}" for word in words)])
 
 
 # -- structs and classes -----------------------------------------------------------------------------------------------

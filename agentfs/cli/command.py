@@ -15,8 +15,8 @@ from typing import Annotated
 import trio
 import typer
 
-from agentfs.cli import mounts, process, show
-from agentfs.cli.options import ConfigFile, Fuse, Given, Link, Listen, Mount, Output, Settings, State, Store
+from agentfs.cli import mounts, process, remote, show
+from agentfs.cli.options import ConfigFile, Fuse, Given, Link, Listen, Mount, Output, Settings, State, Store, Token, Url
 from agentfs.cli.show import note, say
 from agentfs.cli.start import Foreground, Start, Started, make_agent, ready_place, start, unready
 from agentfs.cli.stop import stop
@@ -72,6 +72,12 @@ def serve(
         home.forget(os.getpid())
 
 
+@app.command("serve-token", hidden=True)
+def serve_token(url: Annotated[str, typer.Option("--url")], mount: Annotated[Path, typer.Option("--mount")]) -> None:
+    """Serve what the token on standard input opens at a URL."""
+    remote.serve(url, mount)
+
+
 def _run(config: Config) -> None:
     from agentfs.runtime import run  # here, so that every other command works without what a runtime needs
 
@@ -87,23 +93,43 @@ def _put_own_commands_first() -> None:
 @app.command("mount")
 def mount_command(
     state: State = None, mount: Mount = None, listen: Listen = None, fuse: Fuse = None, store: Store = None,
-    config: ConfigFile = None, settings: Settings = None, link: Link = None,
+    config: ConfigFile = None, settings: Settings = None, link: Link = None, token: Token = None, url: Url = None,
     agent: Annotated[str | None, typer.Option("--agent", help="Create this agent if it is absent.")] = None,
     wait: Annotated[float, typer.Option("--wait", help="Seconds until it must be ready.")] = 60.0,
-    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until the runtime ends.")] = False,
+    foreground: Annotated[bool, typer.Option("--foreground", help="Stay until the runtime or mount ends.")] = False,
 ) -> None:  # fmt: skip
-    """Start a runtime and return when its mount and HTTP answer; one that runs already will do."""
+    """Start a runtime and return when its mount and HTTP answer; one that runs already will do.
+
+    With --token start none: mount what that token opens on one that runs, here or at --url.
+    """
     given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store)
+    opened = remote.wanted(url, token, os.environ)
     with Foreground() if foreground else contextlib.nullcontext() as front:
-        plan = Start(given.load().config, given.words(), wait, front)
-        started = start(plan, note)
-        if agent and make_agent(plan.state, started.running, agent):
-            say(f"created the agent {agent}")
-        _introduce(plan, started, link)
-        if front and started.child:
-            code = started.child.wait()
-            stop(plan.config, say, link)
-            raise typer.Exit(code if code >= 0 else 128 - code)
+        if opened is not None:
+            others = {"listen": listen, "store": store, "link": link, "agent": agent}
+            _share(remote.shared(url, opened, given.load().config, wait, front, **others))
+        else:
+            _start(Start(given.load().config, given.words(), wait, front), link, agent)
+
+
+def _share(share: remote.Share) -> None:
+    child = remote.start(share, note)
+    say(f"mounted on {share.place}")
+    if share.foreground:
+        code = child.wait()
+        mounts.clear(share.place)
+        raise typer.Exit(code if code >= 0 else 128 - code)
+
+
+def _start(plan: Start, link: Path | None, agent: str | None) -> None:
+    started = start(plan, note)
+    if agent and make_agent(plan.state, started.running, agent):
+        say(f"created the agent {agent}")
+    _introduce(plan, started, link)
+    if plan.foreground and started.child:
+        code = started.child.wait()
+        stop(plan.config, say, link)
+        raise typer.Exit(code if code >= 0 else 128 - code)
 
 
 def _introduce(plan: Start, started: Started, link: Path | None) -> None:
@@ -124,8 +150,13 @@ def _introduce(plan: Start, started: Started, link: Path | None) -> None:
 def umount(
     state: State = None, mount: Mount = None, config: ConfigFile = None, settings: Settings = None, link: Link = None,
 ) -> None:  # fmt: skip
-    """Stop the runtime of this state directory and take away what it left; again is no harm."""
-    stop(Given(config, settings, state=state, mount=mount).load().config, say, link)
+    """Stop the runtime of this state directory and take away what it left; again is no harm.
+
+    Where --token mounted, only that mount is taken off, and no runtime is stopped.
+    """
+    chosen = Given(config, settings, state=state, mount=mount).load().config
+    if chosen.mount is None or not remote.stop(chosen.mount, say):
+        stop(chosen, say, link)
 
 
 @app.command()

@@ -19,7 +19,7 @@ import trio
 from agentfs.errors import error
 from agentfs.faces.fuse.place import FSNAME, Mounted, prepare, topmost, unmount
 
-_PROBE: Final = "import os, sys\ntry: os.stat(sys.argv[1])\nexcept OSError as exc: sys.exit(exc.errno)"
+_PROBE: Final = "import os, sys\ntry: getattr(os, sys.argv[2])(sys.argv[1])\nexcept OSError as exc: sys.exit(exc.errno)"
 DEPTH: Final = 8  # mounts on top of each other that are taken off
 DEVICE: Final = "/dev/fuse"
 
@@ -30,10 +30,13 @@ def entry(place: Path) -> Mounted | None:
     return topmost(at) or topmost(os.path.realpath(place))
 
 
-def probe(place: Path, seconds: float = 5.0) -> int | None:
-    """Stat *place* in another process: 0, its errno, or None when there is no answer in *seconds*."""
+def probe(place: Path, seconds: float = 5.0, *, ask: str = "stat") -> int | None:
+    """Stat *place* in another process: 0, its errno, or None when there is no answer in *seconds*.
+
+    *ask* ``statvfs``: of the mount, not of its root directory, which may be another machine's to answer for.
+    """
     process = subprocess.Popen(
-        [sys.executable, "-I", "-S", "-c", _PROBE, place],
+        [sys.executable, "-I", "-S", "-c", _PROBE, place, ask],
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -47,7 +50,7 @@ def clear(place: Path) -> int:
     """Take off every mount of ours at *place* whose server is gone; how many. EBUSY when one cannot be taken off."""
     for count in range(DEPTH):
         found = entry(place)
-        if found is None or found.source != FSNAME or probe(place) != errno.ENOTCONN:
+        if found is None or found.source != FSNAME or probe(place, ask="statvfs") != errno.ENOTCONN:
             return count
         trio.run(unmount, found.at)
     raise error(errno.EBUSY, str(place), f"more than {DEPTH} dead mounts on top of each other")

@@ -27,6 +27,10 @@ Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any option, e.g. limits.handles=64; repeat.")
 ]
 Output = Annotated[Format | None, typer.Option("--output", "-o", help="Default: table on a terminal, else json.")]
+Url = Annotated[str | None, typer.Option("--url", metavar="URL", help="Whose tree --token opens; else this state's.")]
+Token = Annotated[
+    str | None, typer.Option("--token", metavar="TOKEN", help="Mount what this opens. With --url: or AGENTFS_TOKEN.")
+]
 Link = Annotated[Path | None, typer.Option("--link", metavar="NAME", help="A symbolic link to the mount.")]
 
 

@@ -45,10 +45,10 @@ class Foreground:
         for number, action in self._before.items():
             signal.signal(number, action)
 
-    def spawn(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
+    def spawn(self, command: Sequence[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
         """The runtime's process, on this process's standard output and error; at most once."""
         self._is_spawning = True
-        self._child = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
+        self._child = subprocess.Popen(command, stdin=stdin, start_new_session=True)
         for number in self._pending:
             self._child.send_signal(number)
         return self._child
@@ -120,20 +120,22 @@ def _launch(plan: Start) -> Started:
     if plan.foreground:
         child = plan.foreground.spawn(command)
     else:
-        child, since = _detached(plan.state, command)
+        child, since = detached(plan.state, command)
     try:
         return Started(_await(plan, child.pid, lambda: child.poll() is None, since), child)
     except BaseException:
-        _abandon(child)
+        abandon(child)
         raise
 
 
-def _detached(state: StateDir, command: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
-    """The runtime's process in a session of its own, and the size its log had before."""
+def detached(
+    state: StateDir, command: Sequence[str], stdin: int = subprocess.DEVNULL
+) -> tuple[subprocess.Popen[bytes], int]:
+    """A process in a session of its own that writes to *state*'s log, and the size the log had before."""
     log = state.open_log()
     try:
         since = os.fstat(log).st_size
-        child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(command, stdin=stdin, stdout=log, stderr=log, start_new_session=True)
         return child, since
     finally:
         os.close(log)
@@ -212,7 +214,8 @@ def make_agent(state: StateDir, running: Running, name: str) -> bool:
     return status == 201
 
 
-def _abandon(child: subprocess.Popen[bytes]) -> None:
+def abandon(child: subprocess.Popen[bytes]) -> None:
+    """End a process that did not become what it was started for."""
     child.terminate()
     try:
         child.wait(10)

@@ -10,12 +10,13 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol
 
 import anyio
 
 from agentfs.errors import detail_of, error, row_of
 from agentfs.limits import Limits
-from agentfs.record import Follow, Log
+from agentfs.record import Log
 from agentfs.service import FileHandle
 from agentfs.tree.nodes import At, Data
 from agentfs.types import Mode, Path, Record
@@ -182,10 +183,30 @@ class LogHandle(TreeHandle):
         return await self._log.read(self._generation, size, offset)
 
 
+class Following(Protocol):
+    """A watcher's place in a log, as `agentfs.record.Follow` has it for a log of this process."""
+
+    def is_ready(self) -> bool:
+        """True when `next` will not block."""
+        ...
+
+    async def next(self) -> Record | None:
+        """The next record, waiting for it; None at the end. Cancelled, it has lost nothing."""
+        ...
+
+    def next_nowait(self) -> Record | None:
+        """The next record if it is at hand, else None."""
+        ...
+
+    async def wait(self) -> None:
+        """Return when `is_ready` may have become true."""
+        ...
+
+
 class FollowHandle(TreeHandle):
     """The blocking twin of a log: bytes or records from its place on."""
 
-    def __init__(self, follow: Follow, opening: Opening) -> None:
+    def __init__(self, follow: Following, opening: Opening) -> None:
         super().__init__(opening)
         self._follow, self._rest = follow, b""
         self._blocked: deque[anyio.CancelScope] = deque()

@@ -38,11 +38,11 @@ def _devices() -> set[int]:
 
 
 @contextmanager
-def _session(operations: Operations, place: str, *, allow_other: bool) -> Iterator[Callable[[], bool]]:
+def _session(operations: Operations, place: str, *, subtype: str, allow_other: bool) -> Iterator[Callable[[], bool]]:
     """A kernel session for the body; gives a function that tells whether the kernel still is at its other end."""
     if _serving:
         raise error(errno.EBUSY, place, f"this process already serves {', '.join(_serving)}")
-    options = {"default_permissions", f"fsname={FSNAME}", f"subtype={FSNAME}"}
+    options = {"default_permissions", f"fsname={FSNAME}", f"subtype={subtype}"}
     before = _devices()
     try:
         pyfuse3.init(operations, place, options | ({"allow_other"} if allow_other else set()))
@@ -72,12 +72,14 @@ async def serve(
     usage: Usage | None = None,
     allow_other: bool | None = None,
     max_blocked: int = 4096,
+    subtype: str = FSNAME,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve *service* at the directory *at* until cancelled (then unmounts) or unmounted from outside.
 
     *usage* gives bytes used and in all, for statfs. *allow_other* (default: when root) lets other users reach the
-    mount, where the modes then refuse them. Started with the real path once the kernel talks to us.
+    mount, where the modes then refuse them. *subtype* tells kinds of mounts apart in the mount table.
+    Started with the real path once the kernel talks to us.
     Raises what `prepare` raises; EBUSY for a second mount in this process; EACCES when mounting is not allowed.
     """
     place = await prepare(at)
@@ -86,7 +88,7 @@ async def serve(
     core = Core(service, usage=usage, max_blocked=max_blocked)
     mounted: Mounted | None = None
     try:
-        with _session(Operations(core, ready.set), place, allow_other=is_shared) as is_connected:
+        with _session(Operations(core, ready.set), place, subtype=subtype, allow_other=is_shared) as is_connected:
             mounted = topmost(place)
             async with trio.open_nursery() as nursery:
                 core.start(nursery, is_connected)

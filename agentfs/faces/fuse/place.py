@@ -26,11 +26,12 @@ _DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED)
 
 @dataclass(frozen=True, slots=True)
 class Mounted:
-    """One line of the mount table."""
+    """One line of the mount table; ``type`` is the file system's, ``fuse.SUBTYPE`` for one of ours."""
 
     id: int
     at: str
     source: str
+    type: str
 
 
 def mounts() -> list[Mounted]:
@@ -38,8 +39,8 @@ def mounts() -> list[Mounted]:
     found = []
     for line in Path("/proc/self/mountinfo").read_bytes().splitlines():
         fields = line.split(b" ")
-        source = fields[fields.index(b"-") + 2]
-        found.append(Mounted(int(fields[0]), _unescape(fields[4]), _unescape(source)))
+        kind, source = fields[fields.index(b"-") + 1 :][:2]
+        found.append(Mounted(int(fields[0]), _unescape(fields[4]), _unescape(source), _unescape(kind)))
     return found
 
 
