@@ -18,9 +18,8 @@ from typing import Annotated
 import msgspec
 import typer
 
-from agentctl import messages
-from agentctl.command import Form, Options, Session, State, Token, Url, add
-from agentctl.discover import find_token
+from agentctl import messages, rights
+from agentctl.command import Form, Options, Session, State, Token, Url, add, group
 from agentctl.output import INTERRUPTED, PIPE_CLOSED, exit_code, failure, legend, printable, silence
 from agentctl.wire import Entry, tidy
 from agentfs.errors import error
@@ -270,14 +269,6 @@ def _entries(session: Session, path: str, recursive: bool) -> Iterator[dict[str,
         yield msgspec.structs.asdict(one)
 
 
-def token(session: Session) -> None:
-    """Print the token in use, for curl and other clients; with --output json also the URL."""
-    if session.out.is_json:
-        session.out.value({"url": session.target.url, "token": session.target.token, "origin": session.target.origin})
-    else:
-        session.out.raw(find_token(session.flags).encode() + b"\n")
-
-
 def runtime(session: Session) -> None:
     """Show the runtime's status."""
     session.out.value(_object(session.client.read("runtime/status"), "runtime/status"))
@@ -285,11 +276,19 @@ def runtime(session: Session) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_, "create": create, "delete": delete, "status": status, "send": send, "tick": tick, "ctl": ctl,
-    "logs": logs, "read": read, "write": write, "ls": ls, "watch": watch, "token": token, "runtime": runtime,
+    "logs": logs, "read": read, "write": write, "ls": ls, "watch": watch, "runtime": runtime,
 }  # fmt: skip
 for _name, _run in COMMANDS.items():
     # Behind ctl's NAME everything belongs to the verb, options too.
     add(app, _name, _run, context_settings={"allow_interspersed_args": _name != "ctl"})
+GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = {
+    "token": (rights.token, rights.TOKEN_COMMANDS),
+    "approvals": (rights.approvals, rights.APPROVAL_COMMANDS),
+}
+for _name, (_run, _commands) in GROUPS.items():
+    _below = group(app, _name, _run)
+    for _name_below, _run_below in _commands.items():
+        add(_below, _name_below, _run_below)
 
 
 def _object(raw: bytes, path: str) -> dict[str, object]:

@@ -89,10 +89,26 @@ class Session:
 
 def add(app: typer.Typer, name: str, run: Callable[..., None], **settings: Any) -> None:
     """Declare *run*, whose first parameter is the `Session`, as the command *name* with the shared options."""
+    app.command(name, **settings)(_shaped(run))
+
+
+def group(app: typer.Typer, name: str, run: Callable[..., None]) -> typer.Typer:
+    """Declare *run* as the command *name* that may have commands below it, which are added to what is returned."""
+    below = typer.Typer(invoke_without_command=True, add_completion=False)
+    below.callback()(_shaped(run))
+    app.add_typer(below, name=name)
+    return below
+
+
+def _shaped(run: Callable[..., None]) -> Callable[..., None]:
+    """*run* as typer wants it: its own options, then the shared ones."""
     own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
 
     def command(ctx: typer.Context, **given: Any) -> None:
         options = Options(**{key: given.pop(key) for key in SHARED}).over(ctx.obj or Options())
+        if ctx.invoked_subcommand is not None:
+            ctx.obj = options  # the command below does it all
+            return
         with _guarded(options.output), Session(options) as session:
             run(session, **given)
 
@@ -106,7 +122,7 @@ def add(app: typer.Typer, name: str, run: Callable[..., None], **settings: Any) 
     command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     command.__doc__ = run.__doc__
-    app.command(name, **settings)(command)
+    return command
 
 
 @contextlib.contextmanager

@@ -187,8 +187,11 @@ def commands_page(app: typer.Typer, name: str) -> str:
         return f"```text\n{shown.output.rstrip()}\n```\n"
 
     group: Any = typer.main.get_command(app)
-    words = [word for word, command in group.commands.items() if not command.hidden]
-    return "\n".join([f"# {name}\n\n{say()}", *(f"## {name} {word}\n\n{say(word)}" for word in words)])
+    found: list[tuple[str, ...]] = []
+    for word, command in group.commands.items():
+        if not command.hidden:
+            found += [(word,), *((word, below) for below in getattr(command, "commands", {}))]
+    return "\n".join([f"# {name}\n\n{say()}", *(f"## {name} {' '.join(w)}\n\n{say(*w)}" for w in found)])
 
 
 # -- structs and classes -----------------------------------------------------------------------------------------------

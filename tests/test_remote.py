@@ -9,7 +9,8 @@ from pathlib import Path as FsPath
 import anyio
 import pytest
 import trio
-from test_conformance import bench_of, put, whole
+from faces import put, whole
+from test_conformance import bench_of
 
 from agentfs.providers.remote import RemoteService
 from agentfs.types import Mode, Path

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from machine import BIN, Machine
 
-from agentfs.access import Tokens
+from agentfs import capability
 from agentfs.cli import mounts
 
 pytestmark = pytest.mark.timeout(100)
@@ -162,7 +162,7 @@ def test_values_and_names(host: Machine, guest: Guest) -> None:
 
 def test_an_agents_token_opens_its_own_namespace_only(host: Machine, guest: Guest) -> None:
     host.run("mount", "--no-fuse", "--agent", "other")
-    guest.mount(Tokens(operator(host)).issue("demo"))
+    guest.mount(capability.mint(capability.root_key(operator(host)), "agent:demo", time.time_ns()))
     names = guest.out("ls $M").split()
     assert {"inbox", "outbox", "status", "kv"} <= set(names)
     assert not {"agents", "views", "runtime"} & set(names)
