@@ -16,7 +16,8 @@ import typer
 
 from agentctl.command import Session
 from agentctl.discover import find_token
-from agentfs import capability
+from agentfs.capability import is_id, parse_allow
+from agentfs.capability import narrow as narrowed
 from agentfs.errors import error
 from agentfs.types import Caveat, agent_id
 
@@ -62,8 +63,8 @@ def narrow(session: Session, allow: Allow = None, ttl: Ttl = None, budget: Budge
     """Narrow the token in use without asking the runtime; prints the result. It ends with the token it is made from."""
     seconds = _seconds(ttl)
     expires = None if seconds is None else time.time_ns() + seconds * 1_000_000_000
-    allowed = capability.parse_allow(allow) if allow is not None else None
-    made, link = capability.narrow(find_token(session.flags), Caveat("", allowed, expires, budget, depth))
+    allowed = parse_allow(allow) if allow is not None else None
+    made, link = narrowed(find_token(session.flags), Caveat("", allowed, expires, budget, depth))
     if session.out.is_json:
         session.out.value({"id": link, "token": made})
     else:
@@ -84,7 +85,7 @@ def revoke(
     agent: Annotated[str | None, typer.Option("--agent", help="One of this agent's.")] = None,
 ) -> None:
     """End a token, every one made from it, and the files they hold open."""
-    if not capability.is_id(ident):
+    if not is_id(ident):
         raise error(errno.EINVAL, ident, "id: want the 24 digits of a token's id, not the token")
     session.out.done(session.client.call(f"{_desk(session, agent)}/ctl", f"revoke {ident}\n".encode()))
 

@@ -20,8 +20,7 @@ from typing import Final
 import msgspec
 
 from agentfs.errors import error
-from agentfs.guards.confined import OPERATIONS
-from agentfs.types import Caveat, Path, clean
+from agentfs.types import OPERATIONS, Caveat, Path, clean
 
 HEAD: Final = "cap1"
 LINKS_MAX: Final = 32

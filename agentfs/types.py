@@ -59,11 +59,18 @@ class Bind(enum.Enum):
     AFTER = "after"
 
 
+OPERATIONS: Final = frozenset({"read", "write", "manage"})
+"""``read``: list and read; ``write``: write and create files, and read their answers; ``manage``: the rest.
+
+``manage`` is to make directories, to remove and to rename.
+"""
+
+
 @dataclass(frozen=True, slots=True)
 class Caveat:
     """One link of a capability token: everything on the chain must allow what is done.
 
-    ``allow``: (path prefix, operations of ``READ WRITE MANAGE``); None is everything. ``budget_usd`` is in micro-USD.
+    ``allow``: (path prefix, some of `OPERATIONS`); None is everything. ``budget_usd`` is in micro-USD.
     ``depth``: how many links may follow. None is "no limit".
     """
 

@@ -100,7 +100,7 @@ def test_the_core_imports_little() -> None:
 
 def test_the_client_knows_only_the_ground() -> None:
     known = {m for file in sources("agentctl") for m in imported(file) if m.partition(".")[0] == "agentfs"}
-    assert known <= {"agentfs.errors", "agentfs.types"}
+    assert known <= {"agentfs.errors", "agentfs.types", "agentfs.capability"}
 
 
 @pytest.mark.parametrize("library", HOMES)

@@ -19,12 +19,6 @@ from agentfs.views import View
 READ: Final = "read"
 WRITE: Final = "write"
 MANAGE: Final = "manage"
-OPERATIONS: Final = frozenset({READ, WRITE, MANAGE})
-"""``read``: list and read; ``write``: write and create files, and read their answers; ``manage``: the rest.
-
-``manage`` is to make directories, to remove and to rename.
-"""
-
 _WRITES: Final = Mode.WRITE | Mode.TRUNCATE | Mode.APPEND
 _ANSWERS: Final = frozenset({Kind.CALL, Kind.QUEUE})
 
