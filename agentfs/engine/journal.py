@@ -69,7 +69,7 @@ class Journal:
         The entry, the reservation and *also* are one commit. EEXIST: the key stands for another request; EDQUOT past
         a limit; ENOSPC for too many entries; EINVAL for names and amounts.
         """
-        self._check(intent)
+        self.check(intent)
         found = await self.get(intent.agent, intent.id)
         if found is not None and (found.hash != intent.hash or found.key != intent.key):
             raise error(errno.EEXIST, detail=f"key {intent.key!r} stands for another request")
@@ -101,7 +101,8 @@ class Journal:
         record = self._record(row, "intent")
         await self.ledger.reserve(row.agent, row.id, row.reserved_usd, intent.charges, *changes, record, *also)
 
-    def _check(self, intent: Intent) -> None:
+    def check(self, intent: Intent) -> None:
+        """EINVAL for a provider, key or amount that no entry can have."""
         check_name(intent.provider, "provider")
         if not 0 < len(intent.key) <= _KEY_MAX or not intent.key.isprintable():
             raise error(errno.EINVAL, detail=f"key: want 1-{_KEY_MAX} printable characters")

@@ -118,20 +118,17 @@ class Spender:
         agent = self._about.id
         principal = Principal("agent", agent)
         account = self._money.account(self._about, EFFECTS, principal, Path(EFFECTS))
-        doc = msgspec.json.encode({"provider": provider, "key": key, "request": request}, order="sorted")
-        clear = await account.clear(Path("new"), doc, max_cost_usd) if await self._is_fresh(provider, key) else ()
         intent = Intent(
             agent=agent, provider=provider, key=key, hash=hash_of(request), max_cost_usd=max_cost_usd,
             charges=charges(self._core, agent, EFFECTS, account.policy, self._envelope, self._purses),
             source=agent, envelope=self._envelope,
         )  # fmt: skip
+        self._money.journal.check(intent)
+        known = await self._money.journal.get(agent, intent.id)
+        is_fresh = known is None or known.state == FAILED  # a replay needs no approval
+        doc = msgspec.json.encode({"provider": provider, "key": key, "request": request}, order="sorted")
+        clear = await account.clear(Path("new"), doc, max_cost_usd) if is_fresh else ()
         return await self._money.journal.begin(intent, *clear)
-
-    async def _is_fresh(self, provider: str, key: str) -> bool:
-        """Whether it would be called: a replay needs no approval."""
-        probe = Intent(self._about.id, provider, key, "", 0, (), "")
-        row = await self._money.journal.get(self._about.id, probe.id)
-        return row is None or row.state == FAILED
 
     async def _learn(self, row: EffectRow, full: str, ask: Ask | None) -> Done | None:
         """What became of a call that was cut off; None when the provider never saw it. EREMOTEIO: nobody can tell."""

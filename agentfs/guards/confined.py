@@ -47,8 +47,8 @@ def leads(caveats: Sequence[Caveat], path: Path) -> bool:
 class ConfinedHandle(LeasedHandle):
     """A handle opened by a token; one that may only write reads nothing but the answer to what it wrote."""
 
-    def __init__(self, handle: FileHandle, path: Path, leases: Sequence[Lease], *, may_read: bool) -> None:
-        super().__init__(handle, path, *leases)
+    def __init__(self, handle: FileHandle, path: Path, mode: Mode, leases: Sequence[Lease], *, may_read: bool) -> None:
+        super().__init__(handle, path, mode, *leases)
         self._may_read = may_read
 
     async def write(self, data: bytes, offset: int) -> int:
@@ -120,11 +120,11 @@ class Confined(View):
         may_read = Mode.READ not in mode or allows(self._caveats, path, READ)
         if not may_read and (not mode & _WRITES or (await self._service.stat(path)).kind not in _ANSWERS):
             self._check(path, READ)
-        return await self._held(await super().open(path, mode, want=want), path, may_read)
+        return await self._held(await super().open(path, mode, want=want), path, mode, may_read)
 
-    async def _held(self, handle: FileHandle, path: Path, may_read: bool) -> FileHandle:
+    async def _held(self, handle: FileHandle, path: Path, mode: Mode, may_read: bool) -> FileHandle:
         try:
-            return ConfinedHandle(handle, path, self._leases(), may_read=may_read)
+            return ConfinedHandle(handle, path, mode, self._leases(), may_read=may_read)
         except OSError:
             handle.discard()
             await handle.aclose()
@@ -133,7 +133,7 @@ class Confined(View):
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         self._check(path, WRITE)
         may_read = Mode.READ not in mode or allows(self._caveats, path, READ)
-        return await self._held(await super().create(path, mode, want=want), path, may_read)
+        return await self._held(await super().create(path, mode, want=want), path, mode, may_read)
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
         self._check(path, MANAGE)

@@ -25,8 +25,8 @@ Pay: TypeAlias = Callable[[Principal], Awaitable[Purse]]
 class GrantedHandle(LeasedHandle):
     """A handle whose writes count against the mount's rate."""
 
-    def __init__(self, handle: FileHandle, path: Path, lease: Lease, bucket: Bucket | None) -> None:
-        super().__init__(handle, path, lease)
+    def __init__(self, handle: FileHandle, path: Path, mode: Mode, lease: Lease, bucket: Bucket | None) -> None:
+        super().__init__(handle, path, mode, lease)
         self._bucket = bucket
 
     async def write(self, data: bytes, offset: int) -> int:
@@ -101,15 +101,15 @@ class Granted(View):
             want = await self._paying(want)
         if self._bucket is not None:
             self._bucket.take(1, path, errno.EAGAIN)
-        return await self._held(await super().open(path, mode, want=want), path)
+        return await self._held(await super().open(path, mode, want=want), path, mode)
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         self._change(path)
-        return await self._held(await super().create(path, mode, want=await self._paying(want)), path)
+        return await self._held(await super().create(path, mode, want=await self._paying(want)), path, mode)
 
-    async def _held(self, handle: FileHandle, path: Path) -> FileHandle:
+    async def _held(self, handle: FileHandle, path: Path, mode: Mode) -> FileHandle:
         try:
-            return GrantedHandle(handle, path, self.lease, self._bucket)
+            return GrantedHandle(handle, path, mode, self.lease, self._bucket)
         except OSError:
             handle.discard()
             await handle.aclose()

@@ -11,7 +11,7 @@ from typing import TypeVar
 
 from agentfs.errors import error
 from agentfs.service import FileHandle
-from agentfs.types import Path, Record
+from agentfs.types import Mode, Path, Record
 from agentfs.views import ViewHandle
 
 T = TypeVar("T")
@@ -52,9 +52,9 @@ class Lease:
 class LeasedHandle(ViewHandle):
     """A handle that works as long as its leases."""
 
-    def __init__(self, handle: FileHandle, path: Path, *leases: Lease) -> None:
+    def __init__(self, handle: FileHandle, path: Path, mode: Mode, *leases: Lease) -> None:
         super().__init__(handle)
-        self._path, self._leases = path, leases
+        self._path, self._mode, self._leases = path, mode, leases
         for lease in leases:
             lease.check(path)  # it may have been revoked while the file was being opened
             lease.hold(self)
@@ -91,7 +91,8 @@ class LeasedHandle(ViewHandle):
         await self._handle.truncate(size)
 
     async def flush(self, *, final: bool = False) -> None:
-        self._check()
+        if Mode.WRITE in self._mode:  # who only reads may close in peace
+            self._check()
         await self._handle.flush(final=final)
 
     async def next(self) -> Record | None:

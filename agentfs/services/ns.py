@@ -5,7 +5,7 @@
 budgeted mount takes per_tick_usd, per_day_usd, approval_threshold_usd, price_usd (for each unit written), approvers
 (operator, token:ID) and trust (reported or reserved); every mount takes rate (opens and changes a second). What is not
 mounted does not exist for the agent. The operator writes it; it counts at once, also for files that are open: what is
-no longer granted is EACCES. Writing nothing but blanks goes back to what the agent's autonomy stands for.
+no longer granted is EACCES. Writing ``preset`` goes back to what the agent's autonomy stands for.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def ns(scope: Scope) -> Tree:
         return (await scope.table.script()).encode()
 
     async def write(at: At, doc: bytes) -> None:
-        script = doc.decode() if doc.strip() else ""
+        script = doc.decode() if doc.strip() != b"preset" else ""
         scope.table.check(script)
         await engine.remount(agent, script, at.want.match)
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable
-from contextlib import AbstractAsyncContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -216,7 +216,8 @@ class FollowHandle(TreeHandle):
 
     async def wait_ready(self) -> None:
         if not self.is_ready():
-            await self._follow.wait()
+            with self._until_closed():
+                await self._follow.wait()
 
     async def _read(self, size: int, offset: int) -> bytes:
         if not self._rest:
@@ -232,13 +233,19 @@ class FollowHandle(TreeHandle):
         return await self._next()
 
     async def _next(self) -> Record | None:
+        with self._until_closed():
+            return await self._follow.next()
+        raise error(errno.EBADF, self._at.path)
+
+    @contextmanager
+    def _until_closed(self) -> Iterator[None]:
+        """The body is left when the handle is closed."""
         with anyio.CancelScope() as scope:
             self._blocked.append(scope)
             try:
-                return await self._follow.next()
+                yield
             finally:
                 self._blocked.remove(scope)
-        raise error(errno.EBADF, self._at.path)
 
     async def aclose(self) -> None:
         for scope in self._blocked:
