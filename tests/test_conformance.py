@@ -9,11 +9,12 @@ from pathlib import Path as FsPath
 import anyio
 import msgspec
 import pytest
-from faces import put, whole
+from faces import call, put, whole
 
 from agentfs.service import FileService
 from agentfs.services import discover
 from agentfs.types import Mode, Path
+from agentfs.views import Below
 from conformance.bench import TIERS, Bench
 from conformance.drivers import PROGRAM, STORES, Driver, Runtime
 from conformance.golden import TRANSCRIPTS, Player, needs
@@ -30,14 +31,16 @@ SAMPLES = {
 
 
 def bench_of(agent: FileService, driver: Driver) -> Bench:
-    """The agent's files to the suite; a message makes every log of it grow."""
-    seen = 0
+    """The agent's files to the suite; a message, and a payment that needs approval, make every log of it grow."""
+    seen, own = 0, Below(driver.tree, Path("views/subject"))
 
     async def stir() -> None:
         nonlocal seen
         seen += 1
         async with await agent.open(Path("inbox"), Mode.WRITE) as handle:
             await handle.write(b'{"payload": "stir %d"}' % seen, 0)
+        with pytest.raises(PermissionError):
+            await call(own, "effects/new", {"provider": "bank", "request": seen, "max_cost_usd": 600_000})
         with anyio.fail_after(20):
             while not (await whole(agent, "outbox")).count(b'"payload":"stir %d"' % seen):  # noqa: ASYNC110
                 await anyio.sleep(0.02)  # a mount and HTTP have no other event than their streams
