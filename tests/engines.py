@@ -45,14 +45,16 @@ def settings(**fields: Any) -> Settings:
 
 
 @asynccontextmanager
-async def running(store: Store, clock: ManualClock, limits: Limits | None = None) -> AsyncIterator[Engine]:
+async def running(
+    store: Store, clock: ManualClock, limits: Limits | None = None, secret: str = ""
+) -> AsyncIterator[Engine]:
     """An engine that ticks; its agents are all `Script`."""
 
     def load(agent: str, config: Settings) -> Inline:
         assert isinstance(config.program, InlineProgram)
         return Inline(InlineProgram(ref="engines:Script"))
 
-    engine = Engine(store, clock, limits or Limits(), load, lambda agent: Tree())
+    engine = Engine(store, clock, limits or Limits(), load, lambda agent: Tree(), secret=secret)
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: engine.run(task_status=task_status))
         yield engine

@@ -84,8 +84,9 @@ class Tokens:
         if lease is None:
             self._make_room()
             lease = self._leases[caveat.id] = Lease("the token is revoked or expired")
-            lease.is_revoked = caveat.id in self._revoked
-            if caveat.expires_ns is not None:
+            is_over = capability.expired([caveat], self._core.clock.now_ns())
+            lease.is_revoked = is_over or caveat.id in self._revoked
+            if caveat.expires_ns is not None and not is_over:
                 self._timers.set(("token", caveat.id), caveat.expires_ns, lambda: self._end(caveat.id))
         return lease
 
