@@ -21,6 +21,7 @@ import anyio
 import msgspec
 
 from agentfs.checked import Checked
+from agentfs.engine.audit import audit
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import InlineProgram, Settings
 from agentfs.house import build
@@ -121,7 +122,7 @@ async def in_process(store_name: str, folder: FsPath) -> AsyncIterator[Driver]:
             await group.start(lambda task_status: engine.run(task_status=task_status))
             yield Driver("in-process", Checked(house, Limits()).attach(Principal("operator")), EXPRESSES["in-process"])
             group.cancel_scope.cancel()
-        assert list(await store.check()) == []
+        assert list(await store.check()) == [] and list(await audit(store)) == []
     finally:
         await store.aclose()
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 from engines import Script
 
+from agentfs.engine.audit import audit
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
 from agentfs.providers.store.memory import MemoryStore
@@ -26,7 +27,7 @@ def clock() -> ManualClock:
 async def store(request: pytest.FixtureRequest, clock: ManualClock, tmp_path: Path) -> AsyncIterator[Store]:
     opened: Store = MemoryStore(clock) if request.param == "memory" else await SqliteStore.open(tmp_path / "db", clock)
     yield opened
-    assert list(await opened.check()) == []
+    assert list(await opened.check()) == [] and list(await audit(opened)) == []
     await opened.aclose()
 
 

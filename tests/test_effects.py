@@ -12,13 +12,14 @@ from engines import Script, dead, fails, lines, running, send, settle, started
 from agentfs.budget import Policy
 from agentfs.engine.context import AgentContext
 from agentfs.engine.engine import Engine
-from agentfs.engine.journal import Intent
+from agentfs.engine.journal import Intent, hash_of
 from agentfs.engine.money import Done, Refused
 from agentfs.engine.trigger import Trigger
 from agentfs.grants import Grant
 from agentfs.limits import Limits
-from agentfs.ports import Charge, Store
+from agentfs.ports import Change, Charge, Delete, Put, Store, Unit
 from agentfs.providers.clock import ManualClock
+from agentfs.providers.store.memory import MemoryStore
 from agentfs.rows import AccountRow, AgentRow, EffectRow, HoldRow
 from agentfs.types import OPERATOR
 
@@ -313,8 +314,27 @@ async def test_effects_of_a_tick_obey_the_mount_table(store: Store, clock: Manua
 
 
 def test_a_hash_does_not_depend_on_the_order_of_fields() -> None:
-    from agentfs.engine.journal import hash_of
-
     first = msgspec.json.decode(b'{"a": 1, "b": [1, {"c": 2, "d": 3}]}')
     second = msgspec.json.decode(b'{"b": [1, {"d": 3, "c": 2}], "a": 1}')
     assert hash_of(first) == hash_of(second) != hash_of({"a": 1})
+
+
+async def test_an_audit_finds_what_does_not_add_up(clock: ManualClock) -> None:
+    store = MemoryStore(clock)
+    async with running(store, clock) as engine:
+        await started(engine)
+        row, _ = await engine.money.journal.begin(intent("k", clock))
+        assert list(await audit(store)) == []
+        (account,) = await store.scan(AccountRow, "a")
+        (hold,) = await store.scan(HoldRow, "a")
+        wrong: list[tuple[Change, str]] = [
+            (Put(msgspec.structs.replace(account, reserved_usd=11)), "11 reserved, but 10 held"),
+            (Delete(AccountRow, ("a", "effects", account.period)), "10 held, but there is no account"),
+            (Put(account), ""),
+            (Put(msgspec.structs.replace(row, state="done")), "over, but its reservation stands"),
+            (Put(row), ""),
+            (Delete(HoldRow, ("a", hold.id)), "open without a reservation"),
+        ]
+        for change, fault in wrong:
+            await store.commit(Unit((change,)))
+            assert any(fault in line for line in await audit(store)) if fault else not await audit(store)

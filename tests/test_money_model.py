@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from agentfs.budget import Policy, day_of
+from agentfs.engine.audit import audit
 from agentfs.engine.engine import Engine
 from agentfs.engine.journal import DONE, FAILED, OPEN, UNKNOWN, Intent
 from agentfs.limits import Limits
@@ -93,7 +94,7 @@ class World(RuleBasedStateMachine):
             except Killed:
                 return Killed
             finally:
-                assert list(await store.check()) == []
+                assert list(await store.check()) == [] and list(await audit(store)) == []
                 if self.name != "memory":
                     await store.aclose()
 

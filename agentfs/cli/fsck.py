@@ -11,6 +11,7 @@ from pathlib import Path
 
 import trio
 
+from agentfs.engine.audit import audit
 from agentfs.errors import error
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.store.sqlite import SqliteStore
@@ -29,6 +30,6 @@ def faults(file: Path) -> Sequence[str]:
 async def _check(file: Path) -> Sequence[str]:
     store = await SqliteStore.open(file, SystemClock())
     try:
-        return await store.check()
+        return [*await store.check(), *await audit(store)]
     finally:
         await store.aclose()
