@@ -10,6 +10,7 @@ import trio
 from engines import Script, dead, fails, lines, running, send, settle, started
 
 from agentfs.budget import Policy
+from agentfs.engine.audit import audit
 from agentfs.engine.context import AgentContext
 from agentfs.engine.engine import Engine
 from agentfs.engine.journal import Intent, hash_of
