@@ -1,6 +1,6 @@
 """Transcripts of what a service answers, replayed on every driver: the protocol in a form that a person can read.
 
-A line ``> open PATH r|w``, ``> create PATH``, ``> write TEXT``, ``> read SIZE``, ``> flush``, ``> close``,
+A line ``> open PATH r|w|rw``, ``> create PATH``, ``> write TEXT``, ``> read SIZE``, ``> flush``, ``> close``,
 ``> remove PATH`` or ``> rename OLD NEW`` does one operation; ``< count N``, ``< text TEXT`` or ``< ERRNO`` behind it is
 its answer, no answer line means that it succeeds. ``\\n`` in TEXT is a newline; ``#`` begins a comment.
 """
@@ -14,6 +14,7 @@ from pathlib import Path as FsPath
 from agentfs.service import FileHandle, FileService
 from agentfs.types import Mode, Path
 
+_MODES = {"r": Mode.READ, "w": Mode.WRITE, "rw": Mode.READ | Mode.WRITE}
 TRANSCRIPTS = tuple(sorted(FsPath(__file__).parent.glob("*.txt")))
 
 
@@ -60,8 +61,7 @@ class Player:
         match verb:
             case "open":
                 await self._close()
-                mode = Mode.READ if words[1] == "r" else Mode.WRITE
-                self._handle = await self._service.open(Path(words[0]), mode)
+                self._handle = await self._service.open(Path(words[0]), _MODES[words[1]])
             case "create":
                 await self._close()
                 self._handle = await self._service.create(Path(words[0]), Mode.WRITE)
