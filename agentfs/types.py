@@ -99,6 +99,11 @@ class Principal:
         return self.caveats[-1].id if self.caveats else ""
 
     @property
+    def root(self) -> Principal:
+        """Whose share of the runtime is used: a bearer can derive tokens without end, but gets no more by that."""
+        return Principal(self.role, self.name, () if self.role == "agent" else self.caveats[:1])
+
+    @property
     def purses(self) -> tuple[tuple[str, int], ...]:
         """The budgets on the token's chain, as (id, limit in micro-USD): each pays for all that is spent."""
         return tuple((c.id, c.budget_usd) for c in self.caveats if c.budget_usd is not None)

@@ -222,6 +222,25 @@ async def test_one_noisy_agent_starves_nobody(store: Store, clock: ManualClock) 
         assert {"EMFILE", "ENOBUFS"} <= {msgspec.json.decode(line).get("errno") for line in trace.splitlines()}
 
 
+async def test_deriving_tokens_gives_no_larger_share(store: Store, clock: ManualClock) -> None:
+    limits = Limits(agent_handles=3)
+    async with world(store, clock, limits) as (engine, house):
+        made = await issued(house, allow=["/agents/a/status:read"])
+        held = []
+        for _ in range(3):
+            child, _ = narrow(made["token"], Caveat(""))
+            held.append(await opened(engine, house, child).open(Path("agents/a/status"), READ))
+        child, _ = narrow(made["token"], Caveat(""))
+        await fails(errno.EMFILE, opened(engine, house, child).open(Path("agents/a/status"), READ))
+        other = await issued(house, allow=["/agents/a/status:read"])
+        held.append(await opened(engine, house, other["token"]).open(Path("agents/a/status"), READ))
+        own, _ = narrow(engine.tokens.of_agent("a"), Caveat(""))
+        held += [await opened(engine, house, own).open(Path("status"), READ) for _ in range(3)]
+        await fails(errno.EMFILE, house.attach(Principal("agent", "a")).open(Path("status"), READ))
+        for handle in held:
+            await handle.aclose()
+
+
 async def test_a_rate_on_a_mount(store: Store, clock: ManualClock) -> None:
     async with world(store, clock) as (_, house):
         table = await whole(house.attach(OPERATOR), "agents/a/ns")

@@ -65,7 +65,8 @@ class Shares:
         self._held: OrderedDict[Principal, Share] = OrderedDict()
 
     def of(self, principal: Principal) -> Share:
-        """The share of *principal*."""
+        """The share of *principal*: one for all tokens derived from the same, and for an agent and its tokens."""
+        principal = principal.root
         share = self._held.get(principal)
         if share is None:
             for other in list(self._held)[: max(0, len(self._held) - _HELD)]:
