@@ -30,6 +30,7 @@ from agentfs.types import NO_WANT, ROOT, Bind, Mode, Path, Principal, Purse, Sta
 
 log = logging.getLogger(__name__)
 _ROOMS_HELD = 256
+_ATTACHED_HELD = 16
 
 
 class Mounts:
@@ -107,6 +108,7 @@ class Room:
     def __init__(self, engine: Engine, mounts: Mounts, agent: str) -> None:
         self._engine, self._mounts, self.agent = engine, mounts, agent
         self.space, self.office, self.names = Namespace(), Namespace(), frozenset[str]()
+        self._attached: OrderedDict[tuple[Namespace, Principal], Namespace] = OrderedDict()
         self._granted: dict[tuple[str, tuple[str, ...]], Granted] = {}
         self._script, self._seen, self._lock = "", -1, anyio.Lock(fast_acquire=True)
         scope = Scope(engine, agent, Errors(self._report), self)
@@ -127,6 +129,16 @@ class Room:
 
         bucket = Bucket(grant.rate, self._engine.core.clock) if grant.rate else None
         return Granted(self._built[name], grant, Lease(), bucket, pay)
+
+    def seen_by(self, principal: Principal, space: Namespace) -> Namespace:
+        """*space*, which is one of this room's, as *principal* sees it; the most recent ones are kept."""
+        key = (space, principal)
+        found = self._attached.get(key)
+        if found is None:
+            found = self._attached[key] = space.attach(principal)
+            if len(self._attached) > _ATTACHED_HELD:
+                self._attached.popitem(last=False)
+        return found
 
     @property
     def is_idle(self) -> bool:
@@ -209,7 +221,8 @@ class Spaces:
 
     def office(self, agent: str, principal: Principal) -> FileService:
         """Every service of *agent* in its place, for the operator."""
-        return self.room(agent).office.attach(principal)
+        room = self.room(agent)
+        return room.seen_by(principal, room.office)
 
     def view(self, principal: Principal) -> FileService:
         """The namespace of an agent's principal with exactly its rights, as its token narrows them."""
@@ -237,7 +250,6 @@ class Space(FileService):
 
     def __init__(self, room: Callable[[str], Room], principal: Principal) -> None:
         self._room, self._principal = room, principal
-        self._attached: tuple[Room, Namespace] | None = None
 
     def attach(self, principal: Principal) -> Space:
         return Space(self._room, principal)
@@ -245,9 +257,7 @@ class Space(FileService):
     async def _now(self) -> Namespace:
         room = self._room(self._principal.name)
         await room.fresh()
-        if self._attached is None or self._attached[0] is not room:
-            self._attached = room, room.space.attach(self._principal)
-        return self._attached[1]
+        return room.seen_by(self._principal, room.space)
 
     async def stat(self, path: Path) -> Stat:
         return await (await self._now()).stat(path)
