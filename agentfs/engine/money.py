@@ -126,7 +126,8 @@ class Spender:
         self._money.journal.check(intent)
         known = await self._money.journal.get(agent, intent.id)
         is_fresh = known is None or known.state == FAILED  # a replay needs no approval
-        doc = msgspec.json.encode({"provider": provider, "key": key, "request": request}, order="sorted")
+        asked = {"provider": provider, "key": key, "request": request, "max_cost_usd": max_cost_usd}
+        doc = msgspec.json.encode(asked, order="sorted")
         clear = await account.clear(Path("new"), doc, max_cost_usd) if is_fresh else ()
         return await self._money.journal.begin(intent, *clear)
 
