@@ -133,10 +133,14 @@ class DeliveryRow(Row, frozen=True, kw_only=True):
     not_before_ns: int = 0
     at_ns: int
     body: str
+    purses: str = ""
 
 
 class AlarmRow(Row, frozen=True, kw_only=True):
-    """A scheduled trigger: ``spec`` is the document as written (JSON), ``next_at_ns`` None when nothing is left."""
+    """A scheduled trigger: ``spec`` is the document as written (JSON), ``next_at_ns`` None when nothing is left.
+
+    ``purses``: as in `EnvelopeRow`, of the bearer who wrote it.
+    """
 
     TABLE = "alarms"
     KEY = ("agent", "name")
@@ -147,6 +151,7 @@ class AlarmRow(Row, frozen=True, kw_only=True):
     last_at_ns: int | None = None
     missed: int = 0
     changed_at_ns: int
+    purses: str = ""
 
 
 class KvRow(Row, frozen=True, kw_only=True):

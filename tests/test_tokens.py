@@ -179,6 +179,36 @@ async def test_a_bearers_messages_spend_from_its_budget(store: Store, clock: Man
         assert [letter.id for letter in await dead(engine, "a")] == ["m3"], "a replay is paid from the same purse"
 
 
+async def test_what_a_bearer_causes_is_paid_from_its_purse(store: Store, clock: ManualClock) -> None:
+    """Also by a verb, by an alarm that it writes, and by a message that the agent sends on because of it."""
+
+    async def pay(key: str) -> Done:
+        return Done("paid", 10)
+
+    async def act(agent: Script, ctx: AgentContext, trigger: Trigger) -> None:
+        if ctx.agent == "a":
+            ctx.send("b", "go on")
+        else:
+            await ctx.effect("bank", "x", pay, max_cost_usd=10)
+
+    Script.act = act
+    async with world(store, clock) as (engine, house):
+        await engine.create("b", settings())
+        tree = house.attach(OPERATOR)
+        for path, doc in (("ctl", b"tick\n"), ("schedule/x", b'{"in_ms": 1}'), ("inbox", b"hello\n")):
+            made = await issued(house, allow=["/agents/a:read+write"], budget_usd=15)
+            bearer = opened(engine, house, made["token"])
+            if path == "schedule/x":
+                async with await bearer.create(Path(f"agents/a/{path}"), WRITE) as handle:
+                    await handle.write(doc, 0)
+            else:
+                await put(bearer, doc, f"agents/a/{path}")
+            await settle(engine)
+            clock.advance(1)
+            await settle(engine)
+            assert (await load(tree, f"runtime/tokens/{made['id']}"))["spent_usd"] == 10, path
+
+
 @pytest.mark.parametrize(
     ("wish", "field"),
     [

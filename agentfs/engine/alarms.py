@@ -53,7 +53,7 @@ def parse_spec(doc: bytes) -> Spec:
         raise error(errno.EINVAL, detail=f"schedule: {exc}") from exc
 
 
-def row_of(agent: str, name: str, spec: Spec, now_ns: int) -> AlarmRow:
+def row_of(agent: str, name: str, spec: Spec, now_ns: int, purses: str = "") -> AlarmRow:
     """A new alarm; ``in_ms`` becomes ``at``. EINVAL for the name or the times."""
     check_name(name, f"schedule/{name}")
     given = [k for k in ("at", "in_ms", "every_ms") if getattr(spec, k) is not None]
@@ -68,7 +68,9 @@ def row_of(agent: str, name: str, spec: Spec, now_ns: int) -> AlarmRow:
     else:
         next_at_ns = parse_time(spec.at) if spec.at else now_ns + (spec.in_ms or 0) * 1_000_000
         spec = msgspec.structs.replace(spec, at=rfc3339(next_at_ns), in_ms=None)
-    return AlarmRow(agent=agent, name=name, spec=encode(spec), next_at_ns=next_at_ns, changed_at_ns=now_ns)
+    return AlarmRow(
+        agent=agent, name=name, spec=encode(spec), next_at_ns=next_at_ns, changed_at_ns=now_ns, purses=purses
+    )
 
 
 def spec_of(effect: SetAlarm, origin: str, reply_to: str) -> Spec:
@@ -181,5 +183,6 @@ class Alarms:
             metadata=Metadata(reply_to=spec.reply_to or None, extra=extra),
         )  # fmt: skip
         return EnvelopeRow(
-            agent=row.agent, id=envelope.id, kind="alarm", source=SOURCE, accepted_at_ns=now_ns, body=encode(envelope)
-        )
+            agent=row.agent, id=envelope.id, kind="alarm", source=SOURCE, accepted_at_ns=now_ns, body=encode(envelope),
+            purses=row.purses,
+        )  # fmt: skip

@@ -144,6 +144,7 @@ class Draft:
         self.record("message_out", id=envelope.id, to=envelope.to)
         row = DeliveryRow(
             agent=self._agent, id=envelope.id, to=envelope.to, at_ns=self._ctx.now_ns, body=body,
+            purses=self._ctx.purses,
         )  # fmt: skip
         if envelope.metadata.hops > self._core.limits.hops:
             self._out.changes.append(Put(undeliverable(row, "hops", self._ctx.now_ns)))
@@ -163,5 +164,5 @@ def undeliverable(row: DeliveryRow, reason: str, now_ns: int) -> DeadRow:
     """An emitted envelope as a dead letter of its sender."""
     return DeadRow(
         agent=row.agent, id=row.id, source=row.agent, reason=f"undeliverable: {reason}", attempts=row.attempts,
-        at_ns=now_ns, body=row.body,
+        at_ns=now_ns, body=row.body, purses=row.purses,
     )  # fmt: skip

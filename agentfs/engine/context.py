@@ -95,6 +95,11 @@ class AgentContext:
         self._seen: set[str] = set()
 
     @property
+    def purses(self) -> str:
+        """The token budgets that pay for this tick, packed: what it sends on is paid by them too."""
+        return self._spender.purses
+
+    @property
     def now_ns(self) -> int:
         """The runtime's clock, ns since the epoch."""
         return self._core.clock.now_ns()

@@ -76,7 +76,8 @@ class Delivery:
             await self._bury(row, "expired")
             return True
         try:
-            await self._mail.accept(envelope, also=(Delete(DeliveryRow, (row.agent, row.id)),))
+            gone = (Delete(DeliveryRow, (row.agent, row.id)),)
+            await self._mail.accept(envelope, also=gone, purses=row.purses)
         except OSError as exc:
             if exc.errno not in _FINAL:
                 return False

@@ -264,7 +264,7 @@ class Mail:
 
     async def _resend(self, dead: DeadRow, to: str) -> None:
         key, now_ns = (dead.agent, dead.id), self._core.clock.now_ns()
-        again = DeliveryRow(agent=dead.agent, id=dead.id, to=to, at_ns=now_ns, body=dead.body)
+        again = DeliveryRow(agent=dead.agent, id=dead.id, to=to, at_ns=now_ns, body=dead.body, purses=dead.purses)
         await self._core.commit(Expect(DeadRow, key, errno=errno.ENOENT), Delete(DeadRow, key), Insert(again))
         self._emitted(dead.agent)
 

@@ -85,7 +85,7 @@ class Spender:
 
     def __init__(self, core: Core, money: Money, about: AgentRow, envelope: str, purses: str) -> None:
         self._core, self._money, self._about = core, money, about
-        self._envelope, self._purses = envelope, unpack(purses)
+        self._envelope, self.purses = envelope, purses
         self._steps = 0
         self._live: set[str] = set()
 
@@ -120,7 +120,7 @@ class Spender:
         account = self._money.account(self._about, EFFECTS, principal, Path(EFFECTS))
         intent = Intent(
             agent=agent, provider=provider, key=key, hash=hash_of(request), max_cost_usd=max_cost_usd,
-            charges=charges(self._core, agent, EFFECTS, account.policy, self._envelope, self._purses),
+            charges=charges(self._core, agent, EFFECTS, account.policy, self._envelope, unpack(self.purses)),
             source=agent, envelope=self._envelope,
         )  # fmt: skip
         self._money.journal.check(intent)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from agentfs.engine.alarms import parse_spec, row_of
+from agentfs.engine.purse import pack
 from agentfs.errors import error
 from agentfs.ports import AtMost, Delete, Expect, Put
 from agentfs.rows import AgentRow, AlarmRow
@@ -47,7 +48,7 @@ class Schedule:
     async def write(self, at: At, doc: bytes) -> None:
         """Set or replace the alarm."""
         spec = msgspec.structs.replace(parse_spec(doc), origin="", reply_to="")
-        row = row_of(self._agent, at["name"], spec, self._core.clock.now_ns())
+        row = row_of(self._agent, at["name"], spec, self._core.clock.now_ns(), pack(at.principal.purses))
         match = at.want.match
         guard = [] if match is None else [Expect(AlarmRow, (self._agent, row.name), "changed_at_ns", match)]
         full = AtMost(AlarmRow, (self._agent,), self._core.limits.alarms, errno.ENOSPC)

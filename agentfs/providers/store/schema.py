@@ -51,7 +51,7 @@ class Plan:
 _MONEY: Final = (AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow)
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
-    ("deadletter", "purses", "TEXT", "''"),
+    ("deadletter", "purses", "TEXT", "''"), ("deliveries", "purses", "TEXT", "''"), ("alarms", "purses", "TEXT", "''"),
 )  # fmt: skip
 
 
