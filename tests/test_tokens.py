@@ -209,6 +209,18 @@ async def test_what_a_bearer_causes_is_paid_from_its_purse(store: Store, clock: 
             assert (await load(tree, f"runtime/tokens/{made['id']}"))["spent_usd"] == 10, path
 
 
+async def test_a_view_is_no_way_around_a_tokens_budget(store: Store, clock: ManualClock) -> None:
+    async with world(store, clock) as (engine, house):
+        made = await issued(house, allow=["/views/a/effects:read+write", "/views/a/inbox:write"], budget_usd=15)
+        bearer = opened(engine, house, made["token"])
+        payment = {"provider": "bank", "key": "k", "request": 1, "max_cost_usd": 10}
+        assert (await call(bearer, "views/a/effects/new", payment))["source"] == f"token:{made['id']}"
+        await fails(errno.EDQUOT, call(bearer, "views/a/effects/new", {**payment, "key": "k2"}))
+        await fails(errno.EPERM, call(bearer, "views/a/inbox", {"payload": 1, "source": "a"}))
+        for path in ("views/a/kv", "views/b", "agents"):
+            await fails(errno.ENOENT, bearer.stat(Path(path)))
+
+
 @pytest.mark.parametrize(
     ("wish", "field"),
     [

@@ -76,7 +76,10 @@ class Register:
 
 
 class Agents(FileService):
-    """One directory an agent, delegated to what *space* gives for it; ``as_agent``: as the agent itself sees it."""
+    """One directory an agent, delegated to what *space* gives for it and whoever is attached.
+
+    ``as_agent``: the directory is a fixed one, of agents as they see themselves.
+    """
 
     def __init__(
         self,
@@ -98,8 +101,7 @@ class Agents(FileService):
         if path == ROOT or agent == "new":
             return None
         await self._top.stat(Path(agent))
-        principal = Principal("agent", agent) if self._as_agent else self._principal
-        return self._space(agent, principal), agent, Path(rest)
+        return self._space(agent, self._principal), agent, Path(rest)
 
     async def stat(self, path: Path) -> Stat:
         below = await self._below(path)
