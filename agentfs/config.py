@@ -19,8 +19,9 @@ from agentfs.errors import error
 from agentfs.limits import Limits
 
 FILE: Final = "config.toml"
+PASSPHRASE: Final = "AGENTFS_KEYS_PASSPHRASE"
 FOREIGN: Final = frozenset(
-    {"AGENTFS_CONFIG", "AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_ROOT", "AGENTFS_AGENT", fault.ENV}
+    {"AGENTFS_CONFIG", "AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_ROOT", "AGENTFS_AGENT", PASSPHRASE, fault.ENV}
 )
 DEMO: Final = {"kind": "exec", "argv": ["python3", "-m", "agentfs.demo"]}
 

@@ -35,6 +35,9 @@ class Limits:
     approvals: int = 1_000  # ENOSPC: requests that wait or were decided, per agent
     approval_ttl_seconds: int = 86_400  # how long a request waits, and how long an allowed one may be used
     tokens: int = 10_000  # ENOSPC: capability tokens not yet expired, per issuer
+    key_grace_seconds: int = 604_800  # how long a rotated key still verifies and decrypts
+    secrets: int = 1_000  # ENOSPC: per agent
+    secret_bytes: int = 64 << 10  # EFBIG
     agent_handles: int = 512  # EMFILE: per agent or token, whatever the face
     agent_rate: int = 2_000  # EAGAIN, ENOBUFS: opens, changes and writes a second, per agent or token
     agent_write_bytes: int = 64 << 20  # ENOBUFS: bytes written a second, per agent or token

@@ -1,4 +1,4 @@
-"""Protocols for what lies outside the core: `Clock`, `Store` with the typed changes it commits, and `Ledger`.
+"""Protocols for what lies outside the core: `Clock`, `Store` with the changes it commits, `Ledger`, `Signer`.
 
 No implementation: those are in `agentfs.providers`, and every one passes `conformance.store`.
 """
@@ -259,4 +259,40 @@ class Ledger(Protocol):
 
     async def usage(self, charge: Charge) -> Sums:
         """What stands in an account now."""
+        ...
+
+
+class Signer(Protocol):
+    """Secret keys that can be used and never read: BIP-340 signatures, NIP-44 encryption, sealing.
+
+    A key is named by its number. Public keys are 32 bytes (x only), digests 32, signatures 64; text is UTF-8.
+    Raises ENOTCONN when the keeper of the keys is away, EINVAL for what has another form.
+    """
+
+    async def pubkey(self, number: int) -> bytes:
+        """The public half of a key."""
+        ...
+
+    async def sign(self, number: int, digest: bytes) -> bytes:
+        """A BIP-340 signature of *digest* with fresh randomness."""
+        ...
+
+    async def encrypt(self, number: int, peer: bytes, text: str) -> str:
+        """*text* for the public key *peer* (NIP-44, version 2)."""
+        ...
+
+    async def decrypt(self, number: int, peer: bytes, payload: str) -> str:
+        """What *peer* encrypted for this key, in the form of NIP-44 or, from older peers, of NIP-04."""
+        ...
+
+    async def seal(self, name: str, data: bytes) -> bytes:
+        """*data* so that only this keeper can open it, and only under the same *name*."""
+        ...
+
+    async def unseal(self, name: str, sealed: bytes) -> bytes:
+        """The reverse of `seal`. EINVAL when it was tampered with or sealed under another name or by another."""
+        ...
+
+    def verify(self, pubkey: bytes, digest: bytes, signature: bytes) -> bool:
+        """Whether *signature* of *digest* is *pubkey*'s; False for malformed input too."""
         ...

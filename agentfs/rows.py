@@ -250,7 +250,39 @@ class TokenRow(Row, frozen=True, kw_only=True):
     revoked_at_ns: int | None = None
 
 
+class KeyRow(Row, frozen=True, kw_only=True):
+    """A key's number, given once and to one agent: never reused, also when that agent is gone."""
+
+    TABLE = "keys"
+    KEY = ("number",)
+    number: str
+    owner: str
+
+
+class IdentityRow(Row, frozen=True, kw_only=True):
+    """A public key (hex) of an agent; ``until_ns`` is set once another has taken its place."""
+
+    TABLE = "identities"
+    KEY = ("agent", "number")
+    agent: str
+    number: str
+    pubkey: str
+    since_ns: int
+    until_ns: int | None = None
+
+
+class SecretRow(Row, frozen=True, kw_only=True):
+    """A secret of an agent's, sealed by the keeper."""
+
+    TABLE = "secrets"
+    KEY = ("agent", "name")
+    agent: str
+    name: str
+    sealed: bytes
+    changed_at_ns: int
+
+
 TABLES: tuple[type[Row], ...] = (
     AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow, AccountRow, HoldRow,
-    EffectRow, ApprovalRow, TokenRow,
+    EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow,
 )  # fmt: skip

@@ -20,15 +20,16 @@ import trio
 
 from agentfs import logline
 from agentfs.checked import Checked
-from agentfs.config import Config
+from agentfs.config import PASSPHRASE, Config
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import InlineProgram, Settings, parse_settings
 from agentfs.errors import only
 from agentfs.faces.http import Face, app, serve
 from agentfs.house import build
-from agentfs.ports import Clock, Store
+from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
+from agentfs.providers.keys.keeper import open_sealed, passphrase
 from agentfs.providers.programs.execute import Execute
 from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.store.memory import MemoryStore
@@ -89,10 +90,12 @@ async def opened(config: Config, clock: Clock) -> AsyncIterator[Store]:
 class Runtime:
     """One runtime: an engine over a store, its house, and the faces that serve it."""
 
-    def __init__(self, config: Config, store: Store, clock: Clock, operator_token: str) -> None:
+    def __init__(self, config: Config, store: Store, clock: Clock, operator_token: str, signer: Signer) -> None:
         self.config, self.clock, self._store = config, clock, store
         self._programs = Programs(config, lambda agent: self.tokens.of_agent(agent))
-        self.engine = Engine(store, clock, config.limits, self._programs.load, self._view, secret=operator_token)
+        self.engine = Engine(
+            store, clock, config.limits, self._programs.load, self._view, secret=operator_token, signer=signer
+        )
         self.tokens = self.engine.tokens
         default = parse_settings(msgspec.json.encode({"program": dict(config.default_program)}))
         self._spaces: Spaces
@@ -184,12 +187,14 @@ async def _signals(stop: trio.Event) -> None:
 async def run(config: Config) -> None:
     """Run one runtime in the foreground until SIGTERM or SIGINT; the caller holds the state directory's lock."""
     logline.configure(config.log_level)
-    clock, stop = SystemClock(), trio.Event()
-    token = StateDir(config.state).token.read_text().strip()
+    clock, stop, home = SystemClock(), trio.Event(), StateDir(config.state)
+    token = home.token.read_text().strip()
+    phrase = os.environ.pop(PASSPHRASE, "").encode() or passphrase(home.keys_key)
+    signer = open_sealed(home.keys, phrase)
     try:
         async with opened(config, clock) as store, trio.open_nursery() as nursery:
             nursery.start_soon(_signals, stop)
-            await Runtime(config, store, clock, token).run(stop)
+            await Runtime(config, store, clock, token, signer).run(stop)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise only(group) from group

@@ -45,7 +45,8 @@ class Mounts:
     def _preset(self, autonomy: str) -> str:
         preset, lines, places = PRESETS[autonomy], [], set[str]()
         for service in self.services.values():
-            words = preset["budgeted" if service.needs_budget else service.name]
+            own = () if service.level == "read_write" else (service.level,)
+            words = preset["budgeted" if service.needs_budget else service.name] or own
             after = ["after"] if service.at in places else []
             lines.append(shlex.join(["mount", service.name, f"/{service.at}", *after, *words]))
             places.add(service.at)

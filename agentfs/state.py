@@ -54,6 +54,16 @@ class StateDir:
         return self.path / "agentfs.log"
 
     @property
+    def keys(self) -> Path:
+        """The sealed file that holds the seed of every agent's keys."""
+        return self.path / "keys.sealed"
+
+    @property
+    def keys_key(self) -> Path:
+        """What opens it where no passphrase is given."""
+        return self.path / "keys.key"
+
+    @property
     def lock(self) -> Path:
         """Held by the runtime for as long as it lives."""
         return self.path / "runtime.lock"

@@ -28,6 +28,7 @@ from agentfs.house import build
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import SystemClock
+from agentfs.providers.keys.keeper import Keeper
 from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.providers.store.sqlite import SqliteStore
@@ -113,7 +114,7 @@ async def in_process(store_name: str, folder: FsPath) -> AsyncIterator[Driver]:
     def view(agent: str) -> FileService:
         return spaces[0].view(Principal("agent", agent))
 
-    engine = Engine(store, SystemClock(), Limits(), load, view)
+    engine = Engine(store, SystemClock(), Limits(), load, view, signer=Keeper.fresh())
     default = Settings(program=InlineProgram(ref=str(PROGRAM["ref"])))
     house, made = build(engine, default, check, {"store": store_name})
     spaces.append(made)

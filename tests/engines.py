@@ -19,6 +19,7 @@ from agentfs.engine.trigger import Trigger
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
+from agentfs.providers.keys.keeper import Keeper
 from agentfs.providers.programs.inline import Inline
 from agentfs.rows import DeadRow, EnvelopeRow
 from agentfs.tree import Tree
@@ -54,7 +55,7 @@ async def running(
         assert isinstance(config.program, InlineProgram)
         return Inline(InlineProgram(ref="engines:Script"))
 
-    engine = Engine(store, clock, limits or Limits(), load, lambda agent: Tree(), secret=secret)
+    engine = Engine(store, clock, limits or Limits(), load, lambda agent: Tree(), secret=secret, signer=Keeper.fresh())
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: engine.run(task_status=task_status))
         yield engine

@@ -29,6 +29,7 @@ from agentfs.types import check_name
 if TYPE_CHECKING:
     from agentfs.engine.core import Core
     from agentfs.engine.money import Ask, Call, Spender
+    from agentfs.engine.secrets import Secrets
     from agentfs.engine.trigger import Trigger
     from agentfs.ports import Store
     from agentfs.service import FileService
@@ -84,10 +85,10 @@ class AgentContext:
     """One tick as its program sees it. Calls on it have no effect outside until the tick has committed."""
 
     def __init__(
-        self, core: Core, trigger: Trigger, fs: FileService, spender: Spender, *, is_first: bool, is_woken: bool,
-        schema: int,
+        self, core: Core, trigger: Trigger, fs: FileService, spender: Spender, secrets: Secrets, *, is_first: bool,
+        is_woken: bool, schema: int,
     ) -> None:  # fmt: skip
-        self._core, self.trigger, self.fs, self._spender = core, trigger, fs, spender
+        self._core, self.trigger, self.fs, self._spender, self._secrets = core, trigger, fs, spender, secrets
         self.agent, self.tick_id, self.state, self.schema = trigger.agent, trigger.tick_id, trigger.state, schema
         self.is_first, self.is_woken = is_first, is_woken
         self.effects: list[AnyEffect] = []
@@ -177,6 +178,10 @@ class AgentContext:
         EDQUOT past a budget, EPERM while it needs approval, EEXIST for a key of another request, EREMOTEIO.
         """
         return await self._spender.run(provider, request, call, max_cost_usd=max_cost_usd, key=key, ask=ask)
+
+    async def secret(self, text: str) -> str:
+        """The secret that ``secret:NAME`` stands for; any other *text* is itself. No effect may hold it. ENOENT."""
+        return await self._secrets.use(self.agent, text)
 
     def log(self, text: str) -> None:
         """Add a line to the trajectory."""

@@ -20,10 +20,12 @@ from agentfs.engine.alarms import Alarms
 from agentfs.engine.core import Core
 from agentfs.engine.delivery import Delivery
 from agentfs.engine.envelope import Envelope, encode
+from agentfs.engine.identity import Identities
 from agentfs.engine.ledger import StoreLedger
 from agentfs.engine.mail import Mail
 from agentfs.engine.money import Money
 from agentfs.engine.purse import Grants, pack
+from agentfs.engine.secrets import Secrets
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.tick import Ticks
 from agentfs.engine.timers import Timers
@@ -31,7 +33,7 @@ from agentfs.engine.tokens import Tokens
 from agentfs.engine.workers import Workers
 from agentfs.errors import detail_of, error
 from agentfs.limits import Limits
-from agentfs.ports import Append, AtMost, Change, Clock, Delete, DropLogs, Expect, Insert, Ledger, Put, Store
+from agentfs.ports import Append, AtMost, Change, Clock, Delete, DropLogs, Expect, Insert, Ledger, Put, Signer, Store
 from agentfs.rows import TABLES, AgentRow, AlarmRow, EnvelopeRow, KvRow, StateRow
 from agentfs.service import FileService
 from agentfs.types import Principal, agent_id, check_name, new_id, rfc3339
@@ -47,7 +49,7 @@ async def _nobody(agent: str) -> None:
 
 
 class Engine:
-    """The agents of one store; *secret* is the operator's bearer token.
+    """The agents of one store; *secret* is the operator's bearer token, *signer* keeps the agents' keys.
 
     Safe for concurrent use on one event loop; `run` must be running for ticks to happen.
     """
@@ -55,6 +57,7 @@ class Engine:
     def __init__(
         self, store: Store, clock: Clock, limits: Limits, load: Callable[[str, Settings], Program],
         view: Callable[[str], FileService], ledger: Callable[[Core], Ledger] = StoreLedger, secret: str = "",
+        signer: Signer | None = None,
     ) -> None:  # fmt: skip
         self.core = core = Core(store, clock, limits)
         self.timers = Timers(clock)
@@ -63,8 +66,11 @@ class Engine:
         self.alarms = Alarms(core, self.timers, self.mail.note_accepted)
         self.delivery = Delivery(core, self.mail, self.timers, self._emitted)
         self.money = Money(core, self.timers, ledger(core), self.mail.running)
-        self._ticks = Ticks(core, self.mail, self.alarms, self.timers, self.money, load, view, self._emitted)
         self.tokens = Tokens(core, self.timers, secret)
+        self.identities, self.secrets = Identities(core, signer), Secrets(core, signer)
+        self._ticks = Ticks(
+            core, self.mail, self.alarms, self.timers, self.money, self.secrets, load, view, self._emitted
+        )
         self._remounted: Callable[[str], Awaitable[None]] = _nobody
         self._group: TaskGroup | None = None
 

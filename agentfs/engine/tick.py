@@ -21,6 +21,7 @@ from agentfs.engine.core import Core
 from agentfs.engine.envelope import Metadata, decode, encode
 from agentfs.engine.mail import Mail
 from agentfs.engine.money import Money, Spender
+from agentfs.engine.secrets import Secrets
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.timers import Timers
 from agentfs.engine.trigger import Trigger
@@ -75,10 +76,11 @@ class Ticks:
 
     def __init__(
         self, core: Core, mail: Mail, alarms: Alarms, timers: Timers,
-        money: Money, load: Callable[[str, Settings], Program], view: Callable[[str], FileService],
+        money: Money, secrets: Secrets, load: Callable[[str, Settings], Program], view: Callable[[str], FileService],
         emitted: Callable[[str], None],
     ) -> None:  # fmt: skip
         self._core, self._mail, self._alarms, self._timers, self._money = core, mail, alarms, timers, money
+        self._secrets = secrets
         self._load, self._view, self._emitted = load, view, emitted
 
     async def run(self, running: Running, settings: Settings, envelope_id: str) -> None:
@@ -142,7 +144,7 @@ class Ticks:
 
     def _context(self, running: Running, spender: Spender, state: StateRow, trigger: Trigger) -> AgentContext:
         return AgentContext(
-            self._core, trigger, self._view(running.agent), spender, is_first=state.tick_count == 0,
+            self._core, trigger, self._view(running.agent), spender, self._secrets, is_first=state.tick_count == 0,
             is_woken=running.is_woken, schema=state.schema,
         )  # fmt: skip
 

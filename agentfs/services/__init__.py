@@ -52,13 +52,15 @@ class Scope:
 class Service:
     """A service of every agent: ``name`` in the mount table, ``at`` its mount point ("" the agent's root).
 
-    ``needs_budget``: it spends money, so it can only be mounted with an account that pays.
+    ``needs_budget``: it spends money, so it can only be mounted with an account that pays. ``level``: what an agent is
+    granted on it unless its autonomy or its operator says otherwise.
     """
 
     name: str
     at: str
     build: Callable[[Scope], FileService]
     needs_budget: bool = False
+    level: str = "read_write"
 
 
 def discover() -> Sequence[Service]:

@@ -35,6 +35,7 @@ class Execute:
         self._program, self._environment, self._workdir = program, dict(environment), workdir
         self._output_bytes = output_bytes
         self._last_words = ""
+        self._hidden: list[str] = []  # values of secrets this run was given: not to be repeated in any log
 
     @property
     def hooks(self) -> frozenset[str]:
@@ -50,7 +51,9 @@ class Execute:
         # env(1) changes directory and searches PATH in a process of its own: nothing that may lie on a mount of ours
         # is touched between fork and exec, while this process could not answer
         argv = ["/usr/bin/env", "-C", str(self._workdir), "--", *self._program.argv]
-        environment = {**self._environment, **self._program.env}
+        given = {name: await ctx.secret(value) for name, value in self._program.env.items()}
+        self._hidden = [value for name, value in given.items() if value != self._program.env[name]]
+        environment = {**self._environment, **given}
         try:
             process = await anyio.open_process(argv, env=environment, start_new_session=True)
         except OSError as exc:
@@ -102,8 +105,19 @@ class Execute:
         self._take(rest, ctx)
 
     def _take(self, line: bytes, ctx: AgentContext) -> None:
-        if line.strip():
-            ctx.take(decode_line(line))
+        if not line.strip():
+            return
+        try:
+            effect = decode_line(line)
+        except OSError as exc:
+            raise OSError(exc.errno, self._clean(exc.strerror or "")) from None
+        ctx.take(effect)
+
+    def _clean(self, text: str) -> str:
+        """*text* without the values of secrets."""
+        for value in self._hidden:
+            text = text.replace(value, "[secret]")
+        return text
 
     async def _read_stderr(self, process: Process, ctx: AgentContext, reading: anyio.CancelScope) -> None:
         stream: ByteReceiveStream | None = process.stderr
@@ -118,7 +132,7 @@ class Execute:
         self._say(rest, ctx, count + 1)
 
     def _say(self, line: bytes, ctx: AgentContext, count: int) -> None:
-        text = line[:_STDERR_LINE].decode(errors="replace").strip()
+        text = self._clean(line.decode(errors="replace"))[:_STDERR_LINE].strip()
         if text and count <= _STDERR_LINES:
             self._last_words = text[-500:]
             ctx.note("log", text=text)

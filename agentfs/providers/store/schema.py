@@ -19,7 +19,17 @@ import sqlite_utils
 from agentfs.errors import error
 from agentfs.providers.store.faults import translated
 from agentfs.providers.store.shape import Shape, shape_of
-from agentfs.rows import TABLES, AccountRow, ApprovalRow, EffectRow, HoldRow, TokenRow
+from agentfs.rows import (
+    TABLES,
+    AccountRow,
+    ApprovalRow,
+    EffectRow,
+    HoldRow,
+    IdentityRow,
+    KeyRow,
+    SecretRow,
+    TokenRow,
+)  # fmt: skip
 
 APPLICATION_ID: Final = 0x61676673  # "agfs"
 _MAGIC: Final = b"SQLite format 3\0"
@@ -48,7 +58,7 @@ class Plan:
         return 1 + len(self.steps)
 
 
-_MONEY: Final = (AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow)
+_NEW_TABLES: Final = (AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow)
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
     ("deadletter", "purses", "TEXT", "''"), ("deliveries", "purses", "TEXT", "''"), ("alarms", "purses", "TEXT", "''"),
@@ -56,8 +66,8 @@ _NEW_COLUMNS: Final = (
 
 
 def _money_and_access(db: sqlite_utils.Database) -> None:
-    """Version 1 to 2: budgets, the journal, approvals, tokens, and mount tables of the operator's own."""
-    for table in _MONEY:
+    """Version 1 to 2: budgets, journal, approvals, tokens, identities, secrets; mount tables of the operator's own."""
+    for table in _NEW_TABLES:
         _create_table(db, shape_of(table))
     for name, column, kind, default in _NEW_COLUMNS:
         db.execute(f'ALTER TABLE "{name}" ADD COLUMN "{column}" {kind} NOT NULL DEFAULT {default}')

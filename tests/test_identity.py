@@ -1,0 +1,144 @@
+"""An agent's identity on every face: keys that are used and never read; secrets likewise."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+from pathlib import Path as FsPath
+
+import msgspec
+import pytest
+import trio
+from engines import fails
+from faces import call, load, put, whole
+
+from agentfs.bech32 import read_key
+from agentfs.providers.keys import curve, nip44
+from agentfs.service import FileService
+from agentfs.types import Mode, Path
+from agentfs.views import Below
+from conformance.drivers import Driver, in_process
+
+# httpx leaves the generators of a stream that was cancelled half-way to the collector
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+PEER = bytes(31) + b"\2"
+
+
+async def pair(driver: Driver, name: str = "signer") -> tuple[FileService, FileService]:
+    return await driver.agent(name), Below(driver.tree, Path(f"views/{name}"))
+
+
+async def answer(tree: FileService, path: str, data: bytes) -> bytes:
+    """What comes back for *data* on one handle."""
+    async with await tree.open(Path(path), Mode.READ | Mode.WRITE) as handle:
+        await handle.write(data, 0)
+        return await handle.read(1 << 17, 0)
+
+
+async def test_bytes_texts_digests_and_events_are_signed(driver: Driver) -> None:
+    agent, own = await pair(driver)
+    pubkey = bytes.fromhex((await whole(own, "identity/pubkey")).decode())
+    assert read_key((await whole(agent, "identity/npub")).decode().strip(), "npub") == pubkey
+    signature = bytes.fromhex((await answer(own, "identity/sign", b"hello")).decode())
+    digest = hashlib.sha256(b"hello").digest()
+    assert curve.verify(pubkey, digest, signature) and not curve.verify(
+        pubkey, hashlib.sha256(b"x").digest(), signature
+    )
+    for request in ({"text": "hello"}, {"digest": digest.hex(), "purpose": "test"}):
+        made = await call(own, "identity/sign", request)
+        assert made["pubkey"] == pubkey.hex() and curve.verify(pubkey, digest, bytes.fromhex(made["sig"]))
+        checked = {k: v for k, v in request.items() if k != "purpose"}
+        assert await call(agent, "identity/verify", {**checked, "sig": made["sig"]}) == {"valid": True}
+        assert await call(own, "identity/verify", {"text": "other", "sig": made["sig"]}) == {"valid": False}
+    event = await call(own, "identity/sign", {"event": {"kind": 1, "content": 'é\n"x"', "tags": [["t", "a"]]}})
+    serial = [0, event["pubkey"], event["created_at"], 1, event["tags"], event["content"]]
+    assert event["id"] == hashlib.sha256(msgspec.json.encode(serial)).hexdigest()
+    assert curve.verify(pubkey, bytes.fromhex(event["id"]), bytes.fromhex(event["sig"]))
+    assert await call(own, "identity/verify", {"event": event, "sig": event["sig"]}) == {"valid": True}
+    assert await call(own, "identity/verify", {"event": {**event, "content": "y"}, "sig": ""}) == {"valid": False}
+    trace = [msgspec.json.decode(line) for line in (await whole(agent, "logs/trace")).splitlines()]
+    uses = [line for line in trace if line["type"] == "identity"]
+    assert uses and digest.hex() in {use["hash"] for use in uses} and b"hello" not in await whole(agent, "logs/trace")
+
+
+async def test_encryption_goes_both_ways(driver: Driver) -> None:
+    _, own = await pair(driver)
+    pubkey = bytes.fromhex((await whole(own, "identity/pubkey")).decode())
+    key = nip44.conversation_key(PEER, pubkey)
+    payload = (await answer(own, "identity/encrypt", msgspec.json.encode(
+        {"to": curve.pubkey(PEER).hex(), "text": "only for you"}))).decode().strip()  # fmt: skip
+    assert nip44.decrypt(payload, key) == "only for you"
+    request = {"from": curve.pubkey(PEER).hex(), "payload": nip44.encrypt("and back", key)}
+    assert await answer(own, "identity/decrypt", msgspec.json.encode(request)) == b"and back"
+    request["payload"] = nip44.encrypt("x", key)[:-4] + "AAA="
+    await fails(errno.EINVAL, answer(own, "identity/decrypt", msgspec.json.encode(request)))
+
+
+async def test_100_signers_at_once_get_their_own_answers(driver: Driver) -> None:
+    _, own = await pair(driver)
+    pubkey = bytes.fromhex((await whole(own, "identity/pubkey")).decode())
+
+    async def sign(number: int) -> None:
+        text = f"message {number}".encode()
+        signature = bytes.fromhex((await answer(own, "identity/sign", text)).decode())
+        assert curve.verify(pubkey, hashlib.sha256(text).digest(), signature)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(100):
+            nursery.start_soon(sign, number)
+
+
+async def test_a_rotated_key_is_announced_and_verifies_for_a_while(driver: Driver) -> None:
+    agent, own = await pair(driver)
+    old = (await whole(own, "identity/pubkey")).decode().strip()
+    made = await call(own, "identity/sign", {"text": "before"})
+    with pytest.raises(PermissionError):
+        await put(own, b"rotate\n", "identity/ctl")
+    await put(agent, b"rotate\n", "identity/ctl")
+    new = (await whole(own, "identity/pubkey")).decode().strip()
+    assert new != old
+    assert await call(own, "identity/verify", {"text": "before", "sig": made["sig"]}) == {"valid": True}
+    assert await call(own, "identity/verify", {"text": "before", "sig": made["sig"], "pubkey": new}) == {"valid": False}
+    trail = [msgspec.json.decode(line) for line in (await whole(agent, "logs/trajectory")).splitlines()]
+    record = next(line for line in trail if line.get("event") == "rotated")
+    statement = hashlib.sha256(record["statement"].encode()).digest()
+    assert old in record["statement"] and new in record["statement"]
+    assert curve.verify(bytes.fromhex(old), statement, bytes.fromhex(record["signature"]))
+    history = [msgspec.json.decode(line) for line in (await whole(own, "identity/history")).splitlines()]
+    assert [line["pubkey"] for line in history] == [old, new] and history[1]["until"] is None
+    other = await driver.agent("other")
+    assert (await whole(other, "identity/pubkey")).decode().strip() not in (old, new)
+
+
+@pytest.mark.parametrize(
+    ("path", "request_"),
+    [
+        ("sign", {"digest": "00"}), ("sign", {}), ("sign", {"text": "a", "digest": "b"}), ("sign", {"secret": "x"}),
+        ("sign", {"event": {"kind": "1", "content": ""}}), ("sign", {"event": {"kind": 1}}), ("sign", {"text": 5}),
+        ("verify", {"text": "a"}), ("verify", {"text": "a", "sig": "zz"}), ("encrypt", {"to": "npub1x", "text": "a"}),
+        ("encrypt", {"to": "00" * 32, "text": "a"}), ("encrypt", {"text": "a"}), ("decrypt", {"from": "ab"}),
+    ],
+)  # fmt: skip
+async def test_bad_requests_name_the_field(tmp_path: FsPath, path: str, request_: dict[str, object]) -> None:
+    async with in_process("memory", tmp_path) as driver:
+        _, own = await pair(driver)
+        await fails(errno.EINVAL, answer(own, f"identity/{path}", msgspec.json.encode(request_)))
+
+
+async def test_secrets_are_written_and_never_read(driver: Driver) -> None:
+    agent, own = await pair(driver)
+    for value in (b"hunter2-first\n", b"hunter2-second"):
+        try:
+            await put(own, value, "secrets/api")
+        except FileNotFoundError:
+            async with await own.create(Path("secrets/api"), Mode.WRITE) as handle:
+                await handle.write(value, 0)
+                await handle.flush(final=True)
+    for tree in (agent, own):
+        with pytest.raises(PermissionError):
+            await whole(tree, "secrets/api")
+        assert [st.name for st in await tree.list(Path("secrets"))] == ["api", "status"]
+    assert (await load(own, "secrets/status"))["api"]["set"] is True
+    assert b"hunter2" not in await whole(agent, "logs/trace") + await whole(agent, "logs/trajectory")
+    await agent.remove(Path("secrets/api"))
+    assert await load(own, "secrets/status") == {}
