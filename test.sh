@@ -10,6 +10,7 @@ cd "$here"
 tools() {
   need vim vim
   need node nodejs
+  need npm npm
   need curl curl
   need tar tar
   need find findutils

@@ -1,88 +1,124 @@
-"""Bech32 as NIP-19 uses it: public keys as ``npub1...``; the checksum is that of BIP-173.
+"""bech32 (BIP-173) of whole bytes, and the names of keys made of it: npub and nsec (NIP-19).
 
-Only public keys have a text form here: no secret is ever written so.
+It must not correct errors, and no message of its repeats what it was given: that may be an nsec.
 """
 
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from typing import Final
 
 from agentfs.errors import error
 
-_CHARS: Final = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
-_GENERATOR: Final = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
-_CHECK: Final = 6
-
-
-def _polymod(values: Iterable[int]) -> int:
-    found = 1
-    for value in values:
-        top = found >> 25
-        found = (found & 0x1FFFFFF) << 5 ^ value
-        for i, part in enumerate(_GENERATOR):
-            found ^= part if (top >> i) & 1 else 0
-    return found
-
-
-def _expanded(prefix: str) -> list[int]:
-    return [ord(c) >> 5 for c in prefix] + [0] + [ord(c) & 31 for c in prefix]
-
-
-def _regrouped(data: Iterable[int], size: int, to: int, *, pad: bool) -> list[int]:
-    """*data* of *size*-bit groups as groups of *to* bits. EINVAL when what is left over is not all zero."""
-    held, bits, out = 0, 0, []
-    for value in data:
-        held, bits = held << size | value, bits + size
-        while bits >= to:
-            bits -= to
-            out.append(held >> bits & (1 << to) - 1)
-        held &= (1 << bits) - 1
-    if pad and bits:
-        out.append(held << to - bits & (1 << to) - 1)
-    elif not pad and (bits >= size or held):
-        raise error(errno.EINVAL, detail="bech32: bits are left over")
-    return out
+ALPHABET: Final = "qpzry9x8gf2tvdw0s3jn54khce6mua7l"
+GENERATORS: Final = (0x3B6A57B2, 0x26508E6D, 0x1EA119FA, 0x3D4233DD, 0x2A1462B3)
+CHECKSUM: Final = 6  # characters
+LONGEST: Final = 90  # characters of a whole text
+VALUE: Final = {letter: number for number, letter in enumerate(ALPHABET)}
 
 
 def encode(prefix: str, data: bytes) -> str:
-    """*data* under *prefix*, e.g. ``npub``."""
-    words = _regrouped(data, 8, 5, pad=True)
-    check = _polymod([*_expanded(prefix), *words, *[0] * _CHECK]) ^ 1
-    words += [check >> 5 * (_CHECK - 1 - i) & 31 for i in range(_CHECK)]
-    return f"{prefix}1{''.join(_CHARS[word] for word in words)}"
+    """*data* as bech32 (BIP-173) under the human-readable *prefix*: lower case, at most 90 characters.
+
+    EINVAL for a prefix that is empty, out of range or not lower case, or when the text would be too long.
+    """
+    if not prefix or not all(33 <= ord(letter) <= 126 for letter in prefix) or prefix != prefix.lower():
+        raise _refused("a prefix is lower-case printable ASCII")
+    values = _regroup(data, 8, 5)
+    total = _polymod([*_spread(prefix), *values, *[0] * CHECKSUM]) ^ 1
+    check = [total >> 5 * place & 31 for place in reversed(range(CHECKSUM))]
+    text = prefix + "1" + "".join(ALPHABET[value] for value in (*values, *check))
+    if len(text) > LONGEST:
+        raise _refused(f"longer than {LONGEST} characters")
+    return text
 
 
-def decode(prefix: str, text: str) -> bytes:
-    """The reverse of `encode`. EINVAL for another prefix, mixed case, a wrong checksum or characters."""
-    if text != text.lower() and text != text.upper():
-        raise error(errno.EINVAL, detail="bech32: mixed case")
-    head, sep, rest = text.lower().rpartition("1")
-    words: Sequence[int] = [_CHARS.find(c) for c in rest]
-    if not sep or head != prefix or len(rest) < _CHECK or min(words, default=-1) < 0:
-        raise error(errno.EINVAL, detail=f"bech32: want {prefix}1 and its characters")
-    if _polymod([*_expanded(prefix), *words]) != 1:
-        raise error(errno.EINVAL, detail="bech32: the checksum does not fit")
-    return bytes(_regrouped(words[:-_CHECK], 5, 8, pad=False))
+def decode(text: str) -> tuple[str, bytes]:
+    """The prefix, in lower case, and the bytes that *text* (bech32, BIP-173) stands for; `encode` gives it back.
+
+    EINVAL, naming the rule that is broken: length, letters out of range or of both cases, separator, prefix, alphabet,
+    checksum, or padding that is not fewer than five zero bits.
+    """
+    if len(text) > LONGEST:
+        raise _refused(f"longer than {LONGEST} characters")
+    if not all(33 <= ord(letter) <= 126 for letter in text):
+        raise _refused("a character out of range")
+    if text not in (text.lower(), text.upper()):
+        raise _refused("mixed case")
+    prefix, separator, tail = text.lower().rpartition("1")
+    if not separator or not prefix:
+        raise _refused("no prefix before a separator")
+    if len(tail) < CHECKSUM or not all(letter in VALUE for letter in tail):
+        raise _refused("not the letters of bech32 and a checksum")
+    values = [VALUE[letter] for letter in tail]
+    if _polymod([*_spread(prefix), *values]) != 1:
+        raise _refused("wrong checksum")
+    bits = len(values[:-CHECKSUM]) * 5
+    if bits % 8 >= 5 or (bits % 8 and values[-CHECKSUM - 1] & ((1 << bits % 8) - 1)):
+        raise _refused("wrong padding")
+    return prefix, bytes(_regroup(values[:-CHECKSUM], 5, 8)[: bits // 8])
 
 
-def npub(pubkey: bytes) -> str:
-    """A public key (32 bytes) in the form of NIP-19."""
-    return encode("npub", pubkey)
+def npub(public: bytes) -> str:
+    """The npub (NIP-19) of a 32-byte x-only public key; EINVAL for another length."""
+    return _key_text("npub", public)
 
 
-def read_key(text: object, name: str) -> bytes:
-    """A public key given in hex or as ``npub1...``. EINVAL naming the field."""
-    if isinstance(text, str):
-        found = decode("npub", text) if text.lower().startswith("npub1") else _hex(text)
-        if len(found) == 32:
-            return found
-    raise error(errno.EINVAL, detail=f"{name}: want a public key: 64 hex digits, or npub1...")
+def nsec(secret: bytes) -> str:
+    """The nsec (NIP-19) of a 32-byte secret key; EINVAL for another length."""
+    return _key_text("nsec", secret)
 
 
-def _hex(text: str) -> bytes:
-    try:
-        return bytes.fromhex(text) if len(text) == 64 else b""
-    except ValueError:
-        return b""
+def public_of(text: str) -> bytes:
+    """The 32-byte public key that an npub (NIP-19) names; EINVAL when *text* is not one."""
+    return _key_bytes("npub", text)
+
+
+def secret_of(text: str) -> bytes:
+    """The 32-byte secret key that an nsec (NIP-19) holds; EINVAL when *text* is not one."""
+    return _key_bytes("nsec", text)
+
+
+def _key_text(prefix: str, key: bytes) -> str:
+    if len(key) != 32:
+        raise _refused(f"an {prefix} is of 32 bytes")
+    return encode(prefix, key)
+
+
+def _key_bytes(prefix: str, text: str) -> bytes:
+    found, key = decode(text)
+    if found != prefix or len(key) != 32:
+        raise _refused(f"not an {prefix}")
+    return key
+
+
+def _spread(prefix: str) -> list[int]:
+    return [ord(letter) >> 5 for letter in prefix] + [0] + [ord(letter) & 31 for letter in prefix]
+
+
+def _polymod(values: Iterable[int]) -> int:
+    total = 1
+    for value in values:
+        top = total >> 25
+        total = (total & 0x1FFFFFF) << 5 ^ value
+        for place, generator in enumerate(GENERATORS):
+            total ^= generator if top >> place & 1 else 0
+    return total
+
+
+def _regroup(values: Iterable[int], width: int, into: int) -> list[int]:
+    """The bits of *values* of *width* bits each, in groups of *into* bits; the last one is filled with zeros."""
+    held = bits = 0
+    out = []
+    for value in values:
+        held, bits = held << width | value, bits + width
+        while bits >= into:
+            bits -= into
+            out.append(held >> bits)
+            held &= (1 << bits) - 1
+    return [*out, held << into - bits] if bits else out
+
+
+def _refused(why: str) -> OSError:
+    return error(errno.EINVAL, detail=f"bech32: {why}")

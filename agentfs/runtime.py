@@ -29,7 +29,7 @@ from agentfs.faces.http import Face, app, serve
 from agentfs.house import build
 from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
-from agentfs.providers.keys.keeper import open_sealed, passphrase
+from agentfs.providers.keys.keeper import open_sealed, opener
 from agentfs.providers.programs.execute import Execute
 from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.store.memory import MemoryStore
@@ -189,8 +189,7 @@ async def run(config: Config) -> None:
     logline.configure(config.log_level)
     clock, stop, home = SystemClock(), trio.Event(), StateDir(config.state)
     token = home.token.read_text().strip()
-    phrase = os.environ.pop(PASSPHRASE, "").encode() or passphrase(home.keys_key)
-    signer = open_sealed(home.keys, phrase)
+    signer = open_sealed(home.keys, opener(home.keys_key, os.environ.pop(PASSPHRASE, "")))
     try:
         async with opened(config, clock) as store, trio.open_nursery() as nursery:
             nursery.start_soon(_signals, stop)

@@ -12,7 +12,7 @@ import trio
 from engines import fails
 from faces import call, load, put, whole
 
-from agentfs.bech32 import read_key
+from agentfs.bech32 import public_of
 from agentfs.providers.keys import curve, nip44
 from agentfs.service import FileService
 from agentfs.types import Mode, Path
@@ -38,7 +38,7 @@ async def answer(tree: FileService, path: str, data: bytes) -> bytes:
 async def test_bytes_texts_digests_and_events_are_signed(driver: Driver) -> None:
     agent, own = await pair(driver)
     pubkey = bytes.fromhex((await whole(own, "identity/pubkey")).decode())
-    assert read_key((await whole(agent, "identity/npub")).decode().strip(), "npub") == pubkey
+    assert public_of((await whole(agent, "identity/npub")).decode().strip()) == pubkey
     signature = bytes.fromhex((await answer(own, "identity/sign", b"hello")).decode())
     digest = hashlib.sha256(b"hello").digest()
     assert curve.verify(pubkey, digest, signature) and not curve.verify(

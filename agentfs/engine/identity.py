@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from agentfs.bech32 import public_of
 from agentfs.engine.core import Core
 from agentfs.errors import error
 from agentfs.ports import Append, AtMost, Change, Expect, Insert, Put, Signer
@@ -30,6 +31,16 @@ def hex_of(text: object, size: int, name: str) -> bytes:
     if len(found) != size:
         raise error(errno.EINVAL, detail=f"{name}: want {size} bytes as {2 * size} hex digits")
     return found
+
+
+def key_of(text: object, name: str) -> bytes:
+    """A public key (32 bytes) given in hex or as an npub. EINVAL naming the field."""
+    if isinstance(text, str) and text.lower().startswith("npub1"):
+        try:
+            return public_of(text)
+        except OSError as exc:
+            raise error(errno.EINVAL, detail=f"{name}: {exc.strerror}") from exc
+    return hex_of(text, 32, name)
 
 
 def event_id(event: dict[str, Any]) -> bytes:

@@ -18,8 +18,8 @@ from typing import Any
 
 import msgspec
 
-from agentfs.bech32 import npub, read_key
-from agentfs.engine.identity import event_id, hex_of
+from agentfs.bech32 import npub
+from agentfs.engine.identity import event_id, hex_of, key_of
 from agentfs.errors import error
 from agentfs.services import Scope, Service, jsonl
 from agentfs.tree import At, Call, Ctl, File, Tree
@@ -85,7 +85,7 @@ class Keys:
             is_valid = event.get("id", event_id(event).hex()) == event_id(event).hex()
         else:
             signature, pubkey, is_valid = request.get("sig"), request.get("pubkey"), True
-        key = read_key(pubkey, "pubkey") if pubkey is not None else None
+        key = key_of(pubkey, "pubkey") if pubkey is not None else None
         is_valid = is_valid and await self._identities.verify(
             self._agent, key, _digest(request), hex_of(signature, 64, "sig")
         )
@@ -97,7 +97,7 @@ class Keys:
         text = request.get("text")
         if not isinstance(text, str):
             raise error(errno.EINVAL, at.path, "text: missing")
-        payload = await self._identities.encrypt(self._agent, read_key(request.get("to"), "to"), text)
+        payload = await self._identities.encrypt(self._agent, key_of(request.get("to"), "to"), text)
         return f"{payload}\n".encode()
 
     async def decrypt(self, at: At, doc: bytes) -> bytes:
@@ -106,7 +106,7 @@ class Keys:
         payload = request.get("payload")
         if not isinstance(payload, str):
             raise error(errno.EINVAL, at.path, "payload: missing")
-        return (await self._identities.decrypt(self._agent, read_key(request.get("from"), "from"), payload)).encode()
+        return (await self._identities.decrypt(self._agent, key_of(request.get("from"), "from"), payload)).encode()
 
     async def rotate(self, at: At) -> None:
         """Take a new key; the old one signs the record of it."""

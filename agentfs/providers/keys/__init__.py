@@ -1,1 +1,4 @@
-"""Keys of agents: the curve, encryption, words and sealed files, and the keeper that alone holds secrets."""
+"""Keys of agents: curve and encodings, encryption between two keys, words to keys, and the sealed file.
+
+Nothing here decides who may use a key, and nothing here logs.
+"""

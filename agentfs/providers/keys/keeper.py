@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import secrets
 from collections import OrderedDict
 from pathlib import Path
 
@@ -17,7 +16,9 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from agentfs.errors import error
-from agentfs.providers.keys import curve, nip44, sealed, seed
+from agentfs.providers.keys import curve, nip04, nip44, sealed, seed
+from agentfs.providers.keys.sealed import KeyFile, new_key_file
+from agentfs.providers.keys.secret import Secret
 
 _HELD = 1024
 _NONCE = 12
@@ -46,7 +47,7 @@ class Keeper:
     def _secret(self, number: int) -> bytes:
         found = self.__secrets.get(number)
         if found is None:
-            found = self.__secrets[number] = seed.secret_of(self.__root, number)
+            found = self.__secrets[number] = seed.secret_at(self.__root, number)
             if len(self.__secrets) > _HELD:
                 self.__secrets.popitem(last=False)
         return found
@@ -67,8 +68,8 @@ class Keeper:
 
     async def decrypt(self, number: int, peer: bytes, payload: str) -> str:
         """See `Signer.decrypt`."""
-        if nip44.is_nip04(payload):
-            return nip44.decrypt_nip04(payload, self._secret(number), peer)
+        if "?iv=" in payload:
+            return nip04.decrypt(payload, self._secret(number), peer)
         return nip44.decrypt(payload, nip44.conversation_key(self._secret(number), peer))
 
     async def seal(self, name: str, data: bytes) -> bytes:
@@ -88,30 +89,22 @@ class Keeper:
         return curve.verify(pubkey, digest, signature)
 
 
-def passphrase(key_file: Path) -> bytes:
-    """The content of *key_file*, made (64 hex digits, mode 0600) where there is none. EACCES: others may read it."""
-    try:
-        handle = os.open(key_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except FileExistsError:
-        if key_file.stat().st_mode & 0o077:
-            raise error(errno.EACCES, str(key_file), "others may read it: chmod 600") from None
-        return key_file.read_bytes().strip()
-    with os.fdopen(handle, "wb") as file:
-        file.write(secrets.token_hex(32).encode() + b"\n")
-        file.flush()
-        os.fsync(file.fileno())
-    return key_file.read_bytes().strip()
+def opener(key_file: Path, phrase: str) -> Secret | KeyFile:
+    """What opens a sealed file: *phrase* if there is one, else *key_file*, which is made where there is none."""
+    if phrase:
+        return Secret(phrase)
+    return KeyFile(key_file) if key_file.exists() else new_key_file(key_file)
 
 
-def create(path: Path, phrase: bytes, words: str, *, work: int = sealed.WORK) -> None:
+def create(path: Path, key: Secret | KeyFile, words: str) -> None:
     """Seal the seed of *words* in *path*. EEXIST when there is a sealed file: keys are never replaced by accident."""
     if path.exists():
         raise error(errno.EEXIST, str(path), "it holds the keys of every agent")
-    sealed.seal(path, seed.seed_of(seed.check_words(words)), phrase, work=work)
+    sealed.seal(path, seed.seed_of(seed.check_words(words)), key)
 
 
-def open_sealed(path: Path, phrase: bytes) -> Keeper:
+def open_sealed(path: Path, key: Secret | KeyFile) -> Keeper:
     """The keeper of a sealed file, which is made with fresh words where there is none. EINVAL, EACCES."""
     if not path.exists():
-        create(path, phrase, seed.fresh_words())
-    return Keeper(sealed.unseal(path, phrase))
+        create(path, key, seed.fresh_words(256))
+    return Keeper(sealed.unseal(path, key))
