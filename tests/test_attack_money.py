@@ -2,15 +2,26 @@
 
 from __future__ import annotations
 
+import errno
+
 import pytest
-from faces import put, whole
+import trio
+from engines import Script, fails, settings, settle
+from faces import call, load, put, whole
+from test_effects import Bank
 from test_tokens import issued, opened, world
 
+from agentfs.capability import narrow
+from agentfs.engine.context import AgentContext
+from agentfs.engine.trigger import Trigger
 from agentfs.house import House
-from agentfs.ports import Store
+from agentfs.limits import Limits
+from agentfs.ports import R, Store
 from agentfs.providers.clock import ManualClock
+from agentfs.providers.store.memory import MemoryStore
+from agentfs.rows import KvRow
 from agentfs.service import FileService
-from agentfs.types import OPERATOR, Mode, Path
+from agentfs.types import OPERATOR, Caveat, Mode, Path, Principal
 
 READ, WRITE = Mode.READ, Mode.WRITE
 PAYMENT = {"provider": "bank", "key": "k", "request": 1, "max_cost_usd": 10}
@@ -51,3 +62,127 @@ async def test_who_may_only_write_reads_no_value_by_creating_it(store: Store, cl
                 await handle.write(b"S", 0)
                 assert b"ecret" not in await handle.read(100, 0)
         await make(tree, "agents/a/kv/y")
+
+
+async def test_a_token_stays_narrow_in_an_agents_view(store: Store, clock: ManualClock) -> None:
+    """Through /views too its budget pays, its name is the sender, and what it hands on is no more than it is."""
+    async with world(store, clock) as (engine, house):
+        made = await issued(house, allow=["/views/a:read+write"], budget_usd=15, ttl_s=60, depth=0)
+        tree = opened(engine, house, made["token"])
+        await call(tree, "views/a/effects/new", PAYMENT)
+        await fails(errno.EDQUOT, call(tree, "views/a/effects/new", {**PAYMENT, "key": "l"}))
+        await fails(errno.EPERM, call(tree, "views/a/tokens/new", {}))
+        await call(tree, "views/a/inbox", {"payload": "hello"})
+        await settle(engine)
+        assert Script.ran == [(f"token:{made['id']}", "hello")]
+        about = await load(house.attach(OPERATOR), f"runtime/tokens/{made['id']}")
+        assert about["reserved_usd"] == 10
+        await fails(errno.EACCES, tree.open(Path("views/a/ns"), WRITE))
+        await fails(errno.ENOENT, tree.stat(Path("agents/a")))
+
+
+async def test_a_view_shows_a_token_what_it_names(store: Store, clock: ManualClock) -> None:
+    async with world(store, clock) as (engine, house):
+        await engine.create("b", settings())
+        tree = opened(engine, house, (await issued(house, allow=["/views/a/status:read", "/views/b:read"]))["token"])
+        assert (await load(tree, "views/a/status"))["id"] == "a"
+        assert (await load(tree, "views/b/status"))["id"] == "b"
+        assert [st.name for st in await tree.list(Path("views/a"))] == ["status"]
+        await fails(errno.ENOENT, tree.stat(Path("views/a/inbox")))
+
+
+async def test_a_tick_asked_for_by_a_token_is_paid_from_its_budget(store: Store, clock: ManualClock) -> None:
+    bank = Bank()
+
+    async def act(agent: Script, ctx: AgentContext, trigger: Trigger) -> None:
+        await ctx.effect("bank", "x", bank.pay, max_cost_usd=50)
+
+    Script.act = act
+    async with world(store, clock) as (engine, house):
+        made = await issued(house, allow=["/agents/a/ctl:write"], budget_usd=60)
+        tree = opened(engine, house, made["token"])
+        for _ in range(3):
+            await put(tree, b"tick\n", "agents/a/ctl")
+            await settle(engine)
+        about = await load(house.attach(OPERATOR), f"runtime/tokens/{made['id']}")
+        assert (about["spent_usd"], len(bank.calls)) == (30, 1)
+
+
+async def test_a_revoked_link_cuts_off_even_with_thousands_in_use(store: Store, clock: ManualClock) -> None:
+    limits = Limits(agent_handles=10_000, agent_rate=10**6)
+    async with world(store, clock, limits) as (engine, house):
+        made = await issued(house, allow=["/agents/a/outbox:read"])
+        handles = []
+        for _ in range(160):
+            token = made["token"]
+            for _ in range(28):
+                token = narrow(token, Caveat(""))[0]
+            handles.append(await opened(engine, house, token).open(Path("agents/a/outbox"), READ))
+        other = await issued(house, allow=["/agents/a/outbox:read"])
+        child = narrow(other["token"], Caveat(""))[0]
+        last = await opened(engine, house, child).open(Path("agents/a/outbox"), READ)
+        await engine.tokens.revoke("", other["id"], OPERATOR)
+        await fails(errno.EACCES, last.read(10, 0))
+        for handle in [*handles, last]:
+            await handle.aclose()
+
+
+async def test_removed_agents_take_no_room_from_tokens(store: Store, clock: ManualClock) -> None:
+    async with world(store, clock, Limits(tokens=3)) as (engine, house):
+        for number in range(5):
+            await engine.create(f"x{number}", settings())
+            await engine.verb(f"x{number}", "terminate", OPERATOR)
+            await settle(engine)
+            await engine.remove(f"x{number}")
+        await issued(house)
+        await engine.create("x1", settings())
+        assert engine.tokens.check(engine.tokens.of_agent("x1")) is not None, "though no time has passed"
+
+
+async def test_a_file_opened_while_its_room_is_given_up_is_cut_off_too(
+    clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Many other agents are walked meanwhile; a change of the table counts for it as for any open file."""
+    gate: list[trio.Event] = []
+
+    class Held(MemoryStore):
+        async def get(self, table: type[R], *key: str) -> R | None:
+            if table is KvRow and gate:
+                await gate[0].wait()
+            return await super().get(table, *key)
+
+    monkeypatch.setattr("agentfs.spaces._ROOMS_HELD", 2)
+    store = Held(clock)
+    async with world(store, clock) as (engine, house):
+        for name in "bcd":
+            await engine.create(name, settings())
+        own, held = house.attach(Principal("agent", "a")), []
+        await make(own, "kv/x")
+
+        async def take() -> None:
+            held.append(await own.open(Path("kv/x"), READ))
+
+        async with trio.open_nursery() as nursery:
+            gate.append(trio.Event())
+            nursery.start_soon(take)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            for name in "bcd":
+                await house.attach(Principal("agent", name)).stat(Path("status"))
+            gate.pop().set()
+        await table(house, "mount kv /kv disabled")
+        await fails(errno.EACCES, held[0].read(10, 0))
+        await held[0].aclose()
+
+
+async def test_what_a_removed_agent_had_open_ends_with_it(store: Store, clock: ManualClock) -> None:
+    async with world(store, clock) as (engine, house):
+        handle = await house.attach(Principal("agent", "a")).open(Path("inbox"), WRITE)
+        await engine.verb("a", "terminate", OPERATOR)
+        await settle(engine)
+        await engine.remove("a")
+        await engine.create("a", settings())
+        await fails(errno.EACCES, handle.write(b"from the grave\n", 0))
+        await handle.aclose()
+        await put(house.attach(Principal("agent", "a")), b"alive\n")
+        await settle(engine)
+        assert Script.ran == [("a", "alive")]

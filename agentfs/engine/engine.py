@@ -23,7 +23,7 @@ from agentfs.engine.envelope import Envelope, encode
 from agentfs.engine.ledger import StoreLedger
 from agentfs.engine.mail import Mail
 from agentfs.engine.money import Money
-from agentfs.engine.purse import Grants
+from agentfs.engine.purse import Grants, pack
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.tick import Ticks
 from agentfs.engine.timers import Timers
@@ -135,8 +135,10 @@ class Engine:
         still = Expect(AgentRow, (agent,), "terminated_at_ns", row.terminated_at_ns, errno.ENOENT)
         for alarm in await self.core.store.scan(AlarmRow, agent):
             self.alarms.disarm(agent, alarm.name)
-        await self.core.commit(still, *(Delete(table, (agent,)) for table in TABLES), DropLogs(agent))
-        await self.tokens.forget(agent)
+        ending = self.tokens.ending(agent)
+        await self.core.commit(still, *(Delete(table, (agent,)) for table in TABLES), DropLogs(agent), ending)
+        self.tokens.ended(ending)
+        await self._remounted(agent)
         self.mail.drop(agent)
         self.core.logs.drop(agent)
 
@@ -208,7 +210,7 @@ class Engine:
         envelope = Envelope(
             id=new_id(now_ns), timestamp=rfc3339(now_ns), source=principal.source, to=agent, payload=payload
         )
-        await self.mail.accept(envelope, kind=kind)
+        await self.mail.accept(envelope, kind=kind, purses=pack(principal.purses))
 
     async def verb(self, agent: str, verb: str, principal: Principal, payload: str = "") -> None:
         """Do a lifecycle verb; returns when it is recorded, never waits for a tick. EPERM in the wrong state."""
