@@ -109,6 +109,14 @@ class Principal:
         return f"token:{self.token}" if self.caveats else self.name or self.role
 
     @property
+    def bearer(self) -> Principal:
+        """Whose allowance it uses: anybody can make links of a token, and wins nothing by it.
+
+        Of an agent's tokens it is the agent's own, of the operator's that of the one that was issued.
+        """
+        return Principal(self.role, self.name, self.caveats[:1] if self.is_operator else ())
+
+    @property
     def is_operator(self) -> bool:
         """True for the operator, who may do everything the files allow."""
         return self.role == "operator"

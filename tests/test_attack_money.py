@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
+import anyio
 import pytest
 import trio
 from engines import Script, fails, settings, settle
@@ -127,6 +129,32 @@ async def test_a_revoked_link_cuts_off_even_with_thousands_in_use(store: Store, 
             await handle.aclose()
 
 
+@pytest.mark.parametrize("issuer", ["operator", "a"])
+async def test_deriving_tokens_wins_no_second_share(store: Store, clock: ManualClock, issuer: str) -> None:
+    limits = Limits(agent_handles=4)
+    async with world(store, clock, limits) as (engine, house):
+        top = "agents/a/" if issuer == "operator" else ""
+        token = (await issued(house))["token"] if issuer == "operator" else engine.tokens.of_agent("a")
+        held = [await opened(engine, house, token).open(Path(f"{top}status"), READ) for _ in range(3)]
+        child = narrow(token, Caveat(""))[0]
+        held.append(await opened(engine, house, child).open(Path(f"{top}status"), READ))
+        for bearer in (token, child, narrow(child, Caveat(""))[0]):
+            await fails(errno.EMFILE, opened(engine, house, bearer).open(Path(f"{top}status"), READ))
+        for handle in held:
+            await handle.aclose()
+
+
+async def test_many_bearers_leave_nothing_behind(store: Store, clock: ManualClock) -> None:
+    async with world(store, clock) as (engine, house):
+        token = (await issued(house, allow=["/agents/a/status:read"]))["token"]
+        for _ in range(50):
+            tree = opened(engine, house, narrow(token, Caveat(""))[0])
+            await whole(tree, "agents/a/status")
+        office: Any = house.attach(OPERATOR)
+        room = office._spaces.room("a")
+        assert len(room._built["status"]._scratches) < 20
+
+
 async def test_removed_agents_take_no_room_from_tokens(store: Store, clock: ManualClock) -> None:
     async with world(store, clock, Limits(tokens=3)) as (engine, house):
         for number in range(5):
@@ -137,6 +165,36 @@ async def test_removed_agents_take_no_room_from_tokens(store: Store, clock: Manu
         await issued(house)
         await engine.create("x1", settings())
         assert engine.tokens.check(engine.tokens.of_agent("x1")) is not None, "though no time has passed"
+
+
+async def test_handles_are_counted_before_they_are_open(clock: ManualClock) -> None:
+    class Slow(MemoryStore):
+        async def get(self, table: type[R], *key: str) -> R | None:
+            await trio.lowlevel.checkpoint()
+            return await super().get(table, *key)
+
+    async with world(Slow(clock), clock, Limits(agent_handles=3)) as (_, house):
+        own, held = house.attach(Principal("agent", "a")), []
+        await make(own, "kv/x")
+
+        async def take() -> None:
+            try:
+                held.append(await own.open(Path("kv/x"), READ))
+            except OSError as exc:
+                assert exc.errno == errno.EMFILE
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(20):
+                nursery.start_soon(take)
+        assert len(held) == 3
+        for handle in held:
+            await handle.aclose()
+        with anyio.CancelScope() as scope:
+            scope.cancel()
+            await own.open(Path("kv/x"), READ)
+        await fails(errno.ENOENT, own.open(Path("nothing"), READ))
+        for handle in [await own.open(Path("kv/x"), READ) for _ in range(3)]:
+            await handle.aclose()
 
 
 async def test_a_file_opened_while_its_room_is_given_up_is_cut_off_too(
