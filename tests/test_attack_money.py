@@ -167,6 +167,67 @@ async def test_removed_agents_take_no_room_from_tokens(store: Store, clock: Manu
         assert engine.tokens.check(engine.tokens.of_agent("x1")) is not None, "though no time has passed"
 
 
+async def test_an_approval_is_for_one_amount(store: Store, clock: ManualClock) -> None:
+    bank = Bank()
+
+    async def act(agent: Script, ctx: AgentContext, trigger: Trigger) -> None:
+        cost = 60 if trigger.attempt == 1 else 6_000_000
+        await ctx.effect("bank", "x", bank.pay, max_cost_usd=cost, key="k")
+
+    Script.act = act
+    async with world(store, clock) as (engine, house):
+        await table(house, "mount effects /effects budgeted approval_threshold_usd=50")
+        top = house.attach(OPERATOR)
+        await put(top, b"go\n", "agents/a/inbox")
+        await settle(engine)
+        (request,) = [st.name for st in await top.list(Path("agents/a/approvals")) if st.is_dir]
+        await put(top, b"allow\n", f"agents/a/approvals/{request}/ctl")
+        clock.advance(60)
+        await settle(engine)
+        assert bank.calls == []
+
+
+async def test_nobody_approves_its_own_request(store: Store, clock: ManualClock) -> None:
+    """Nor by a token made from its own: a bearer is no approver unless the mount names that very token."""
+    async with world(store, clock) as (engine, house):
+        await table(house, "mount effects /effects budgeted approval_threshold_usd=5")
+        made = await issued(house, allow=["/agents/a:read+write"])
+        tree = opened(engine, house, made["token"])
+        await fails(errno.EPERM, call(tree, "agents/a/effects/new", PAYMENT))
+        (request,) = [st.name for st in await tree.list(Path("agents/a/approvals")) if st.is_dir]
+        for token in (made["token"], narrow(made["token"], Caveat(""))[0]):
+            other = opened(engine, house, token)
+            await fails(errno.EPERM, put(other, b"allow\n", f"agents/a/approvals/{request}/ctl"))
+        await fails(errno.EPERM, call(tree, "agents/a/effects/new", PAYMENT))
+
+
+async def test_a_named_token_approves_but_not_itself(store: Store, clock: ManualClock) -> None:
+    async with world(store, clock) as (engine, house):
+        made = await issued(house, allow=["/agents/a:read+write"])
+        await table(house, f"mount effects /effects budgeted approval_threshold_usd=5 approvers=token:{made['id']}")
+        tree, own = opened(engine, house, made["token"]), house.attach(Principal("agent", "a"))
+        for who, top in ((own, ""), (tree, "agents/a/")):
+            await fails(errno.EPERM, call(who, f"{top}effects/new", PAYMENT))
+        office = house.attach(OPERATOR)
+        for st in await office.list(Path("agents/a/approvals")):
+            if st.is_dir:
+                source = (await load(office, f"agents/a/approvals/{st.name}/status"))["source"]
+                allowing = put(tree, b"allow\n", f"agents/a/approvals/{st.name}/ctl")
+                await (allowing if source == "a" else fails(errno.EPERM, allowing))
+        await call(own, "effects/new", PAYMENT)
+
+
+async def test_a_bearers_word_counts_no_more_than_an_agents(store: Store, clock: ManualClock) -> None:
+    """Where only reservations count, a token of the operator's cannot take its money back by a report either."""
+    async with world(store, clock) as (engine, house):
+        await table(house, "mount effects /effects budgeted trust=reserved")
+        made = await issued(house, allow=["/agents/a/effects:read+write"], budget_usd=100)
+        tree = opened(engine, house, made["token"])
+        effect = await call(tree, "agents/a/effects/new", {**PAYMENT, "max_cost_usd": 80})
+        await put(tree, b'{"error": "nothing happened"}', f"agents/a/effects/{effect['id']}/result")
+        await fails(errno.EDQUOT, call(tree, "agents/a/effects/new", {**PAYMENT, "max_cost_usd": 80}))
+
+
 async def test_handles_are_counted_before_they_are_open(clock: ManualClock) -> None:
     class Slow(MemoryStore):
         async def get(self, table: type[R], *key: str) -> R | None:
