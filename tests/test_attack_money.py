@@ -305,3 +305,15 @@ async def test_what_a_removed_agent_had_open_ends_with_it(store: Store, clock: M
         await put(house.attach(Principal("agent", "a")), b"alive\n")
         await settle(engine)
         assert Script.ran == [("a", "alive")]
+
+
+async def test_a_tick_writes_nothing_past_a_price(store: Store, clock: ManualClock) -> None:
+    async def act(agent: Script, ctx: AgentContext, trigger: Trigger) -> None:
+        ctx.kv.put("x", "for free")
+
+    Script.act = act
+    async with world(store, clock) as (engine, house):
+        await table(house, "mount kv /kv budgeted price_usd=10 per_day_usd=5")
+        await put(house.attach(OPERATOR), b"go\n", "agents/a/inbox")
+        await settle(engine)
+        assert await store.count(KvRow, "a") == 0
