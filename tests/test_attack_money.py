@@ -42,6 +42,9 @@ async def make(tree: FileService, path: str, data: bytes = b"secret") -> None:
         await handle.write(data, 0)
 
 
+# -- tokens ------------------------------------------------------------------------------------------------------------
+
+
 @pytest.mark.parametrize("part", [b"\n", b" ", b"half a mess", b'{"payl'])
 async def test_who_may_only_write_reads_no_messages(store: Store, clock: ManualClock, part: bytes) -> None:
     """Half a document is no request, and the only thing to be read behind one is its own receipt."""
@@ -167,6 +170,9 @@ async def test_removed_agents_take_no_room_from_tokens(store: Store, clock: Manu
         assert engine.tokens.check(engine.tokens.of_agent("x1")) is not None, "though no time has passed"
 
 
+# -- approvals ---------------------------------------------------------------------------------------------------------
+
+
 async def test_an_approval_is_for_one_amount(store: Store, clock: ManualClock) -> None:
     bank = Bank()
 
@@ -226,6 +232,9 @@ async def test_a_bearers_word_counts_no_more_than_an_agents(store: Store, clock:
         effect = await call(tree, "agents/a/effects/new", {**PAYMENT, "max_cost_usd": 80})
         await put(tree, b'{"error": "nothing happened"}', f"agents/a/effects/{effect['id']}/result")
         await fails(errno.EDQUOT, call(tree, "agents/a/effects/new", {**PAYMENT, "max_cost_usd": 80}))
+
+
+# -- mounts ------------------------------------------------------------------------------------------------------------
 
 
 async def test_handles_are_counted_before_they_are_open(clock: ManualClock) -> None:
