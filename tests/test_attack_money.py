@@ -326,3 +326,18 @@ async def test_a_tick_writes_nothing_past_a_price(store: Store, clock: ManualClo
         await put(house.attach(OPERATOR), b"go\n", "agents/a/inbox")
         await settle(engine)
         assert await store.count(KvRow, "a") == 0
+
+
+@pytest.mark.parametrize("depth", [500, 900])
+async def test_a_small_document_makes_no_large_one(store: Store, clock: ManualClock, depth: int) -> None:
+    """Indented, each value deep in a nest would be a line of its own behind a thousand spaces."""
+    deep = b"[" * depth + b"1," * 50_000 + b"1" + b"]" * depth
+    async with world(store, clock) as (_, house):
+        top, own = house.attach(OPERATOR), house.attach(Principal("agent", "a"))
+        effect = await call(own, "effects/new", PAYMENT)
+        await put(own, b'{"cost_usd": 1, "receipt": ' + deep + b"}", effect["result_path"])
+        await put(top, b"pause\n", "agents/a/ctl")
+        await put(own, b'{"id": "m1", "payload": ' + deep + b"}", "inbox")
+        for path in (effect["status_path"], effect["result_path"], "queue/m1.json"):
+            async with await own.open(Path(path), READ) as handle:
+                assert handle.size is not None and handle.size < 3 * len(deep), path
