@@ -17,7 +17,6 @@ from agentfs.engine.engine import Engine
 from agentfs.service import FileService
 from agentfs.tree import Dir, Errors, Node, Tree
 
-
 _INDENTED_MAX = 8192
 
 
