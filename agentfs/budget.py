@@ -120,6 +120,8 @@ def _reserve(books: Books, event: Reserve) -> Books:
         now = sums.get(key_of(charge), Sums())
         if charge.limit_usd is not None and event.amount_usd > now.remaining(charge.limit_usd):
             raise error(errno.EDQUOT, detail=_exhausted(charge, now, event.amount_usd))
+        if event.amount_usd > now.remaining(USD_MAX):
+            raise error(errno.EDQUOT, detail=f"{charge.account} {charge.period}: no sum is over {USD_MAX} micro-USD")
         sums[key_of(charge)] = replace(now, reserved_usd=now.reserved_usd + event.amount_usd)
     return Books(sums, {**books.holds, event.id: Hold(event.amount_usd, event.charges)})
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import errno
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from typing import Any, Self
 
 from agentfs.engine.engine import Engine
@@ -73,9 +72,7 @@ def build(
     register, root = Register(engine, default, check), Namespace()
 
     def own(agent: str, principal: Principal) -> FileService:
-        """Who comes with a token was confined on the way here, and still pays, by its own name."""
-        caveats = tuple(replace(caveat, allow=None) for caveat in principal.caveats)
-        return spaces.view(Principal("agent", agent, caveats))
+        return spaces.view(principal)
 
     root.mount(Agents(register, spaces.office, as_agent=False), Path("agents"), name="agents")
     root.mount(Agents(register, own, as_agent=True), Path("views"), name="views")

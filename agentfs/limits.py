@@ -20,7 +20,7 @@ class Limits:
     alarms: int = 1_000  # ENOSPC, per agent
     agents: int = 100_000  # ENOSPC
     handles: int = 1024  # EMFILE, per principal; blocked readers have their own
-    watchers: int = 256  # EMFILE, per principal over HTTP
+    watchers: int = 256  # EMFILE, over HTTP, per agent or operator's token
     blocked_readers: int = 4096  # EMFILE, on the mount
     ring_bytes: int = 1 << 20  # a memory log rotates here
     log_bytes: int = 16 << 20  # a durable log rotates here
@@ -30,7 +30,7 @@ class Limits:
     effects: int = 1_000  # effects one tick may return
     output_bytes: int = 4 << 20  # what an exec program may print in one tick
     effects_held: int = 10_000  # ENOSPC: entries of the idempotency journal, per agent
-    effect_ttl_seconds: int = 3_600  # how long an outcome is replayed once its envelope is done with
+    effect_ttl_seconds: int = 3_600  # how long an outcome is replayed once its envelope is gone for good
     account_days: int = 62  # how long a day's sums are kept
     approvals: int = 1_000  # ENOSPC: requests that wait or were decided, per agent
     approval_ttl_seconds: int = 86_400  # how long a request waits, and how long an allowed one may be used
@@ -38,7 +38,7 @@ class Limits:
     key_grace_seconds: int = 604_800  # how long a rotated key still verifies and decrypts
     secrets: int = 1_000  # ENOSPC: per agent
     secret_bytes: int = 64 << 10  # EFBIG
-    agent_handles: int = 512  # EMFILE: per agent or token, whatever the face
-    agent_rate: int = 2_000  # EAGAIN, ENOBUFS: opens, changes and writes a second, per agent or token
-    agent_write_bytes: int = 64 << 20  # ENOBUFS: bytes written a second, per agent or token
+    agent_handles: int = 512  # EMFILE: per agent or operator's token, with all made from it
+    agent_rate: int = 2_000  # EAGAIN, ENOBUFS: opens, changes and writes a second, as above
+    agent_write_bytes: int = 64 << 20  # ENOBUFS: bytes written a second, as above
     parallel_ticks: int = 8  # ticks that run at the same time in one runtime

@@ -9,7 +9,8 @@ import errno
 import logging
 import shlex
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 
 import anyio
@@ -112,6 +113,7 @@ class Room:
         self._attached: OrderedDict[tuple[Namespace, Principal], Namespace] = OrderedDict()
         self._granted: dict[tuple[str, tuple[str, ...]], Granted] = {}
         self._script, self._seen, self._lock = "", -1, anyio.Lock(fast_acquire=True)
+        self._opening = 0
         scope = Scope(engine, agent, Errors(self._report), self)
         self._built = {service.name: service.build(scope) for service in mounts.services.values()}
         for service in mounts.services.values():
@@ -143,8 +145,17 @@ class Room:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no open handle lives by what is mounted here."""
-        return all(granted.lease.is_idle for granted in self._granted.values())
+        """Whether no handle, open or being opened, lives by what is mounted here."""
+        return not self._opening and all(granted.lease.is_idle for granted in self._granted.values())
+
+    @contextmanager
+    def kept(self) -> Iterator[None]:
+        """While something is being opened here: a table that changes must find the handle."""
+        self._opening += 1
+        try:
+            yield
+        finally:
+            self._opening -= 1
 
     async def fresh(self) -> None:
         """See to it that what is mounted is what the agent's row says; cheap while nothing has changed. ENOENT."""
@@ -176,6 +187,11 @@ class Room:
         gone = [granted for key, granted in self._granted.items() if kept.get(key) is not granted]
         self._script, self._granted = script, kept
         for granted in gone:
+            await granted.lease.revoke()
+
+    async def close(self) -> None:
+        """The agent is gone: what it has open ends."""
+        for granted in self._granted.values():
             await granted.lease.revoke()
 
     # -- what the services ask of it -----------------------------------------------------------------------------------
@@ -216,9 +232,14 @@ class Spaces:
         return room
 
     async def remounted(self, agent: str) -> None:
-        """The table of *agent* may have changed: open handles learn of it now."""
-        if agent in self._rooms:
-            await self._rooms[agent].fresh()
+        """The table of *agent* may have changed, or the agent be gone: open handles learn of it now."""
+        if (room := self._rooms.get(agent)) is None:
+            return
+        try:
+            await room.fresh()
+        except FileNotFoundError:
+            self._rooms.pop(agent, None)  # one of the same name that comes later has a room of its own
+            await room.close()
 
     def office(self, agent: str, principal: Principal) -> FileService:
         """Every service of *agent* in its place, for the operator."""
@@ -267,10 +288,12 @@ class Space(FileService):
         return await (await self._now()).list(path, after, limit)
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        return await (await self._now()).open(path, mode, want=want)
+        with self._room(self._principal.name).kept():
+            return await (await self._now()).open(path, mode, want=want)
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        return await (await self._now()).create(path, mode, want=want)
+        with self._room(self._principal.name).kept():
+            return await (await self._now()).create(path, mode, want=want)
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
         await (await self._now()).mkdir(path, want=want)

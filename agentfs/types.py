@@ -99,11 +99,6 @@ class Principal:
         return self.caveats[-1].id if self.caveats else ""
 
     @property
-    def root(self) -> Principal:
-        """Whose share of the runtime is used: a bearer can derive tokens without end, but gets no more by that."""
-        return Principal(self.role, self.name, () if self.role == "agent" else self.caveats[:1])
-
-    @property
     def purses(self) -> tuple[tuple[str, int], ...]:
         """The budgets on the token's chain, as (id, limit in micro-USD): each pays for all that is spent."""
         return tuple((c.id, c.budget_usd) for c in self.caveats if c.budget_usd is not None)
@@ -112,6 +107,14 @@ class Principal:
     def source(self) -> str:
         """The ``source`` field of envelopes this principal sends; no agent can have a token's."""
         return f"token:{self.token}" if self.caveats else self.name or self.role
+
+    @property
+    def bearer(self) -> Principal:
+        """Whose allowance it uses: anybody can make links of a token, and wins nothing by it.
+
+        Of an agent's tokens it is the agent's own, of the operator's that of the one that was issued.
+        """
+        return Principal(self.role, self.name, self.caveats[:1] if self.is_operator else ())
 
     @property
     def is_operator(self) -> bool:

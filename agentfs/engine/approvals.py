@@ -36,8 +36,8 @@ class Request:
 
     @property
     def id(self) -> str:
-        """The request's hash: the same writer, file and bytes are the same request."""
-        core = [self.principal.source, self.path, self.doc]
+        """The request's hash: the same writer, file, bytes and cost are the same request."""
+        core = [self.principal.source, self.path, self.doc, self.cost_usd]
         return hashlib.sha256(msgspec.json.encode(core)).hexdigest()[:32]
 
 
@@ -97,8 +97,7 @@ class Approvals:
         self._core.trace(agent, "approval", state=decided.state, id=row.id, by=principal.source)
 
     def _check_approver(self, row: ApprovalRow, principal: Principal) -> None:
-        names = row.approvers.split(",")
-        is_named = "operator" in names or principal.source in names
+        is_named = principal.source in row.approvers.split(",") and principal.source != row.source
         if not principal.is_operator or (principal.token and not is_named):
             self._core.trace(row.agent, "error", errno="EPERM", path=f"approvals/{row.id}", by=principal.source)
             raise error(errno.EPERM, detail=f"{principal.source!r} is no approver: want one of {row.approvers}")

@@ -114,6 +114,8 @@ class AgentContext:
         grant = self._spender.grant(needs) if needs else None
         if needs and (grant is None or not grant.is_writable):
             raise error(errno.EACCES, needs, "not mounted for writing")
+        if needs and grant is not None and grant.policy is not None and grant.policy.price_usd:
+            raise error(errno.EACCES, needs, "each write has a price: write the file instead")
         if len(self.effects) >= self._core.limits.effects:
             raise error(errno.ENOBUFS, detail=f"more than {self._core.limits.effects} effects in one tick")
         self.effects.append(effect)

@@ -141,8 +141,10 @@ class Engine:
         still = Expect(AgentRow, (agent,), "terminated_at_ns", row.terminated_at_ns, errno.ENOENT)
         for alarm in await self.core.store.scan(AlarmRow, agent):
             self.alarms.disarm(agent, alarm.name)
-        await self.core.commit(still, *(Delete(table, (agent,)) for table in TABLES), DropLogs(agent))
-        await self.tokens.forget(agent)
+        ending = self.tokens.ending(agent)
+        await self.core.commit(still, *(Delete(table, (agent,)) for table in TABLES), DropLogs(agent), ending)
+        self.tokens.ended(ending)
+        await self._remounted(agent)
         self.mail.drop(agent)
         self.core.logs.drop(agent)
 

@@ -19,13 +19,14 @@ from agentfs.engine.core import Core
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.ports import Append, AtMost, Change, Charge, Delete, Expect, Insert, Ledger, Put
-from agentfs.rows import AccountRow, AgentRow, EffectRow, EnvelopeRow, HoldRow
+from agentfs.rows import AccountRow, AgentRow, DeadRow, EffectRow, EnvelopeRow, HoldRow
 from agentfs.types import check_name
 
 log = logging.getLogger(__name__)
 OPEN, DONE, FAILED, UNKNOWN = "open", "done", "failed", "unknown"
 UNKNOWN_OUTCOME = "failed: unknown_outcome"
 _KEY_MAX = 300
+_FEW = 32  # entries at a time: each may hold a large receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +63,7 @@ class Journal:
 
     def __init__(self, core: Core, timers: Timers, ledger: Ledger) -> None:
         self._core, self._timers, self.ledger = core, timers, ledger
+        self.live: set[tuple[str, str]] = set()  # agent and id of what a tick or a hook is calling right now
 
     async def begin(self, intent: Intent, *also: Change) -> tuple[EffectRow, bool]:
         """The entry of *intent*, and whether it is new: only then may, and must, the caller act.
@@ -88,7 +90,7 @@ class Journal:
             if again is None or again.version == (found.version if found else 0):
                 raise
             return await self.begin(intent, *also)
-        self._watch(row.deadline_ns)
+        self._watch(row.deadline_ns or now_ns + self._ttl_ns)
         return row, True
 
     async def _reserve(self, intent: Intent, row: EffectRow, found: EffectRow | None, also: Sequence[Change]) -> None:
@@ -175,20 +177,31 @@ class Journal:
         """End what is over: open entries past their deadline, entries and accounts past their time."""
         now_ns = self._core.clock.now_ns()
         for agent in await self._core.store.agents(EffectRow):
-            for row in await self._core.store.scan(EffectRow, agent):
-                try:
-                    await self._sweep_one(row, now_ns)
-                except OSError:
-                    log.exception("effect %s of %s", row.id, agent)
+            after: str | None = None
+            while rows := await self._core.store.scan(EffectRow, agent, after=after, limit=_FEW):
+                for row in rows:
+                    try:
+                        await self._sweep_one(row, now_ns)
+                    except OSError:
+                        log.exception("effect %s of %s", row.id, agent)
+                after = rows[-1].id
         for agent in await self._core.store.agents(AccountRow):
             await self._forget_accounts(agent, now_ns)
         if await self._core.store.agents(EffectRow):
             self._watch(now_ns + self._ttl_ns)
 
+    async def _is_waited_for(self, row: EffectRow) -> bool:
+        """Whether its envelope is pending, or a dead letter whose replay must not do again what was done."""
+        if not row.envelope:
+            return False
+        where = (row.agent, row.envelope)
+        if await self._core.store.get(EnvelopeRow, *where) is not None:
+            return True
+        return row.state != OPEN and await self._core.store.get(DeadRow, *where) is not None
+
     async def _sweep_one(self, row: EffectRow, now_ns: int) -> None:
         key = (row.agent, row.id)
-        is_pending = bool(row.envelope) and await self._core.store.get(EnvelopeRow, row.agent, row.envelope) is not None
-        if is_pending:
+        if key in self.live or await self._is_waited_for(row):
             return  # its tick is tried again and takes the step up
         same = Expect(EffectRow, key, "version", row.version)
         if row.state == OPEN:
@@ -196,7 +209,7 @@ class Journal:
                 await self.give_up(row)
             else:
                 self._watch(row.deadline_ns)
-        elif row.expires_ns is None:  # its envelope is acknowledged or dead-lettered: from now on it has the TTL
+        elif row.expires_ns is None:  # its envelope is gone: from now on it has the TTL
             later = msgspec.structs.replace(row, expires_ns=now_ns + self._ttl_ns, version=row.version + 1)
             await self._core.commit(same, Put(later))
         elif row.expires_ns <= now_ns:
@@ -214,7 +227,8 @@ class Journal:
             is_tick = tick != row.period and await self._core.store.get(EnvelopeRow, agent, tick) is None
             is_over = is_tick and row.changed_at_ns <= now_ns - self._ttl_ns
             is_old = agent != "" and not is_tick and row.changed_at_ns <= old_ns
-            if (is_over or is_old) and not row.reserved_usd:
+            is_empty = not row.spent_usd and row.changed_at_ns <= now_ns - self._ttl_ns  # a token's too
+            if (is_over or is_old or is_empty) and not row.reserved_usd:
                 key = (agent, row.account, row.period)
                 same = Expect(AccountRow, key, "version", row.version)
                 await self._core.commit(same, Delete(AccountRow, key))

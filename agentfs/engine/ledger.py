@@ -6,10 +6,11 @@ It decides nothing about who pays for what; limits come with each charge.
 from __future__ import annotations
 
 import errno
-from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from typing import TypeAlias
+from weakref import WeakValueDictionary
 
 import anyio
 import msgspec
@@ -37,7 +38,7 @@ class StoreLedger:
 
     def __init__(self, core: Core) -> None:
         self._core = core
-        self._locks: defaultdict[str, anyio.Lock] = defaultdict(anyio.Lock)
+        self._locks: WeakValueDictionary[str, anyio.Lock] = WeakValueDictionary()
 
     async def reserve(
         self, agent: str, hold: str, amount_usd: int, charges: Sequence[Charge], *also: Change
@@ -67,7 +68,9 @@ class StoreLedger:
     async def _apply(
         self, agent: str, event: Moves, charges: tuple[Charge, ...], hold: Hold | None, *changes: Change
     ) -> Committed:
-        async with self._locks[agent]:  # of one agent one at a time; a token's account may be shared by several
+        async with AsyncExitStack() as stack:  # of one account one at a time; a token's may be shared by several
+            for name in sorted({agent, *(charge.agent or charge.account for charge in charges)}):
+                await stack.enter_async_context(self._lock(name))
             for left in reversed(range(_RACES)):
                 loaded = await self._load(event, charges, hold)
                 after = self._step(agent, loaded.books, event)
@@ -81,6 +84,13 @@ class StoreLedger:
                     self._trace(agent, event, charges, loaded.books, after)
                     return done
         raise error(errno.EBUSY, detail="accounts")
+
+    def _lock(self, name: str) -> anyio.Lock:
+        """The lock of *name*, which lives as long as somebody wants it."""
+        lock = self._locks.get(name)
+        if lock is None:
+            lock = self._locks[name] = anyio.Lock()
+        return lock
 
     def _step(self, agent: str, books: Books, event: Moves) -> Books:
         try:

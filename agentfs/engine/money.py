@@ -87,7 +87,6 @@ class Spender:
         self._core, self._money, self._about = core, money, about
         self._envelope, self.purses = envelope, purses
         self._steps = 0
-        self._live: set[str] = set()
 
     def grant(self, service: str) -> Grant | None:
         """What the agent's mount table grants it on *service*."""
@@ -99,36 +98,51 @@ class Spender:
         """See `AgentContext.effect`."""
         self._steps += 0 if key else 1
         key = key or f"{self._envelope}/{self._steps}"
-        row, is_new = await self._begin(provider, request, max_cost_usd, key)
-        if row.id in self._live:
-            raise error(errno.EBUSY, detail=f"effect: key {key!r} is being called in this tick")
+        intent = self._intent(provider, request, max_cost_usd, key)
+        live, own = self._money.journal.live, (intent.agent, intent.id)
+        if own in live:
+            raise error(errno.EBUSY, detail=f"effect: key {key!r} is being called right now")
+        live.add(own)
+        try:
+            return await self._once(intent, request, call, ask)
+        finally:
+            live.discard(own)
+
+    async def _once(self, intent: Intent, request: Any, call: Call, ask: Ask | None) -> Any:
+        row, is_new = await self._begin(intent, request)
         if row.state == DONE:
             return msgspec.json.decode(row.receipt)
         if row.state == UNKNOWN:
-            raise error(errno.EREMOTEIO, detail=f"effect {key!r}: {UNKNOWN_OUTCOME}")
-        self._live.add(row.id)
-        try:
-            full = f"{row.agent}:{provider}:{key}"
-            done = None if is_new else await self._learn(row, full, ask)
-            return await self._act(row, full, call) if done is None else await self._finish(row, done)
-        finally:
-            self._live.discard(row.id)
+            raise error(errno.EREMOTEIO, detail=f"effect {row.key!r}: {UNKNOWN_OUTCOME}")
+        full = f"{row.agent}:{row.provider}:{row.key}"
+        done = None if is_new else await self._learn(row, full, ask)
+        return await self._act(row, full, call) if done is None else await self._finish(row, done)
 
-    async def _begin(self, provider: str, request: Any, max_cost_usd: int, key: str) -> tuple[EffectRow, bool]:
+    def _intent(self, provider: str, request: Any, max_cost_usd: int, key: str) -> Intent:
         agent = self._about.id
-        principal = Principal("agent", agent)
-        account = self._money.account(self._about, EFFECTS, principal, Path(EFFECTS))
+        policy = self._account().policy
         intent = Intent(
             agent=agent, provider=provider, key=key, hash=hash_of(request), max_cost_usd=max_cost_usd,
-            charges=charges(self._core, agent, EFFECTS, account.policy, self._envelope, unpack(self.purses)),
+            charges=charges(self._core, agent, EFFECTS, policy, self._envelope, unpack(self.purses)),
             source=agent, envelope=self._envelope,
         )  # fmt: skip
         self._money.journal.check(intent)
-        known = await self._money.journal.get(agent, intent.id)
+        return intent
+
+    def _account(self) -> Account:
+        return self._money.account(self._about, EFFECTS, Principal("agent", self._about.id), Path(EFFECTS))
+
+    async def _begin(self, intent: Intent, request: Any) -> tuple[EffectRow, bool]:
+        known = await self._money.journal.get(intent.agent, intent.id)
         is_fresh = known is None or known.state == FAILED  # a replay needs no approval
-        asked = {"provider": provider, "key": key, "request": request, "max_cost_usd": max_cost_usd}
+        asked = {
+            "provider": intent.provider,
+            "key": intent.key,
+            "request": request,
+            "max_cost_usd": intent.max_cost_usd,
+        }
         doc = msgspec.json.encode(asked, order="sorted")
-        clear = await account.clear(Path("new"), doc, max_cost_usd) if is_fresh else ()
+        clear = await self._account().clear(Path("new"), doc, intent.max_cost_usd) if is_fresh else ()
         return await self._money.journal.begin(intent, *clear)
 
     async def _learn(self, row: EffectRow, full: str, ask: Ask | None) -> Done | None:
@@ -143,7 +157,7 @@ class Spender:
         try:
             done = await call(full)
         except (Refused, ConnectionRefusedError) as exc:
-            await self._money.journal.finish(row.agent, row.id, FAILED, reason=str(exc)[:1000], cost_usd=0)
+            await self._money.journal.finish(row.agent, row.id, FAILED, reason=_printable(exc), cost_usd=0)
             raise error(errno.EREMOTEIO, detail=f"effect {row.key!r}: {exc}") from exc
         point("effect.called")
         return await self._finish(row, done)
@@ -156,3 +170,7 @@ class Spender:
         if finished.overrun_usd:
             self._core.trace(row.agent, "budget", event="overrun", hold=row.id, overrun_usd=finished.overrun_usd)
         return msgspec.json.decode(finished.receipt)
+
+
+def _printable(exc: Exception) -> str:
+    return str(exc)[:1000].encode(errors="replace").decode()  # a lone surrogate could not be stored

@@ -10,7 +10,7 @@ import hmac
 import logging
 import secrets
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import Any
 
 import msgspec
@@ -27,7 +27,7 @@ from agentfs.types import Caveat, Principal, agent_id
 
 log = logging.getLogger(__name__)
 GONE = "agent:"
-_MARK = "~"  # before the name of an issuer that is gone: sorts behind every token's id
+_MARK = "~"  # no agent's name: the rows of issuers that are gone
 _HELD = 4096
 
 
@@ -51,7 +51,11 @@ class Tokens:
 
     def of_agent(self, agent: str) -> str:
         """A token with all the rights of *agent*: what its exec program gets."""
-        return capability.mint(self._key, f"{GONE}{agent_id(agent)}", self._core.clock.now_ns())
+        return self._mint(f"{GONE}{agent_id(agent)}")
+
+    def _mint(self, by: str) -> str:
+        """A token of *by*, later than the end of whoever had that name before, whatever the clock says."""
+        return capability.mint(self._key, by, max(self._core.clock.now_ns(), self._revoked.get(by, -1) + 1))
 
     def check(self, token: str) -> Principal | None:
         """Whose token it is, or None for one that is forged, expired or revoked. Never blocks."""
@@ -77,12 +81,14 @@ class Tokens:
 
     def leases(self, principal: Principal) -> Sequence[Lease]:
         """What every handle opened with the token of *principal* holds on to, one a link."""
-        return [self._lease(caveat) for caveat in principal.caveats]
+        found = [self._lease(caveat) for caveat in principal.caveats]
+        if len(self._leases) > _HELD:
+            self._make_room({caveat.id for caveat in principal.caveats})
+        return found
 
     def _lease(self, caveat: Caveat) -> Lease:
         lease = self._leases.get(caveat.id)
         if lease is None:
-            self._make_room()
             lease = self._leases[caveat.id] = Lease("the token is revoked or expired")
             is_over = capability.expired([caveat], self._core.clock.now_ns())
             lease.is_revoked = is_over or caveat.id in self._revoked
@@ -90,16 +96,14 @@ class Tokens:
                 self._timers.set(("token", caveat.id), caveat.expires_ns, lambda: self._end(caveat.id))
         return lease
 
-    def _make_room(self) -> None:
-        """Bearers can make as many links as they like: what no handle lives by is not kept."""
-        while len(self._leases) > _HELD:
-            token_id = next((t for t, lease in self._leases.items() if lease.is_idle), None)
-            if token_id is None:
-                raise error(errno.EMFILE, detail="too many tokens in use")
+    def _make_room(self, used: Set[str]) -> None:
+        """Bearers can make as many links as they like: what no handle lives by is not kept, but for those in use."""
+        for token_id in [t for t, lease in self._leases.items() if lease.is_idle and t not in used]:
             del self._leases[token_id]
             self._timers.cancel(("token", token_id))
 
     async def _end(self, token_id: str) -> None:
+        self._timers.cancel(("token", token_id))
         lease = self._leases.pop(token_id, None)
         if lease is not None:
             await lease.revoke()
@@ -111,8 +115,8 @@ class Tokens:
         """
         now_ns = self._core.clock.now_ns()
         by = f"{GONE}{issuer.name}" if issuer.role == "agent" else issuer.role
-        parent = self._seen.get(issuer.token) if issuer.caveats else capability.mint(self._key, by, now_ns)
-        if parent is None:
+        parent = self._seen.get(issuer.token) if issuer.caveats else self._mint(by)
+        if parent is None or capability.verify(self._key, parent).by != by:  # one of the operator's, in /views
             raise error(errno.EPERM, detail="the token this is to be made from is not at hand")
         token, token_id = capability.narrow(parent, caveat)
         agent = issuer.name if issuer.role == "agent" else ""
@@ -140,11 +144,17 @@ class Tokens:
         self._core.trace(agent, "lifecycle", event="token_revoked", id=token_id, by=by.source)
         await self._end(token_id)
 
-    async def forget(self, agent: str) -> None:
-        """*agent* is removed: no token it made or had opens anything for one of the same name that comes later."""
-        name, now_ns = f"{GONE}{agent}", self._core.clock.now_ns()
-        await self._core.commit(Put(TokenRow(agent="", id=_MARK + name, at_ns=now_ns, revoked_at_ns=now_ns)))
-        self._revoked[name] = now_ns
+    def ending(self, agent: str) -> Put:
+        """To be committed with the removal of *agent*: it ends all tokens that it made or had."""
+        name = f"{GONE}{agent}"
+        at_ns = max(self._core.clock.now_ns(), self._revoked.get(name, -1) + 1)
+        return Put(TokenRow(agent=_MARK, id=name, at_ns=at_ns, revoked_at_ns=at_ns))
+
+    def ended(self, ending: Put) -> None:
+        """It is committed: they open nothing for an agent of the same name that comes later."""
+        row = ending.row
+        if isinstance(row, TokenRow):
+            self._revoked[row.id] = row.at_ns
 
 
 def _about(caveat: Caveat, issuer: Principal) -> str:

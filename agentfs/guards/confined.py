@@ -120,9 +120,9 @@ class Confined(View):
         may_read = Mode.READ not in mode or allows(self._caveats, path, READ)
         if not may_read and (not mode & _WRITES or (await self._service.stat(path)).kind not in _ANSWERS):
             self._check(path, READ)
-        return await self._held(await super().open(path, mode, want=want), path, mode, may_read)
+        return await self._held(await super().open(path, mode, want=want), path, mode, may_read=may_read)
 
-    async def _held(self, handle: FileHandle, path: Path, mode: Mode, may_read: bool) -> FileHandle:
+    async def _held(self, handle: FileHandle, path: Path, mode: Mode, *, may_read: bool) -> FileHandle:
         try:
             return ConfinedHandle(handle, path, mode, self._leases(), may_read=may_read)
         except OSError:
@@ -132,8 +132,9 @@ class Confined(View):
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         self._check(path, WRITE)
-        may_read = Mode.READ not in mode or allows(self._caveats, path, READ)
-        return await self._held(await super().create(path, mode, want=want), path, mode, may_read)
+        if Mode.READ in mode:  # what is there already is opened
+            self._check(path, READ)
+        return await self._held(await super().create(path, mode, want=want), path, mode, may_read=True)
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
         self._check(path, MANAGE)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Final, TypeAlias, TypeVar
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
+from contextlib import closing
+from typing import Any, Final, TypeAlias, TypeVar
 
 from agentfs.errors import error
 from agentfs.limits import Limits
@@ -65,8 +66,8 @@ class Shares:
         self._held: OrderedDict[Principal, Share] = OrderedDict()
 
     def of(self, principal: Principal) -> Share:
-        """The share of *principal*: one for all tokens derived from the same, and for an agent and its tokens."""
-        principal = principal.root
+        """The share of *principal*, which every token made from its own has part in."""
+        principal = principal.bearer
         share = self._held.get(principal)
         if share is None:
             for other in list(self._held)[: max(0, len(self._held) - _HELD)]:
@@ -83,7 +84,6 @@ class FairHandle(ViewHandle):
     def __init__(self, handle: FileHandle, path: Path, fair: Fair) -> None:
         super().__init__(handle)
         self._path, self._fair, self._is_open = path, fair, True
-        fair.share.handles += 1
 
     async def write(self, data: bytes, offset: int) -> int:
         return await self._fair.told("write", self._path, self._write(data, offset))
@@ -145,24 +145,23 @@ class Fair(View):
         return await self.told("list", path, super().list(path, after, limit))
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        return FairHandle(await self.told("open", path, self._open(path, mode, want)), path, self)
-
-    async def _open(self, path: Path, mode: Mode, want: Want) -> FileHandle:
-        self._room(path)
-        self.share.operations.take(1, path, errno.EAGAIN)
-        return await super().open(path, mode, want=want)
+        return await self.told("open", path, self._counted(path, super().open(path, mode, want=want)))
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        return FairHandle(await self.told("create", path, self._create(path, mode, want)), path, self)
+        return await self.told("create", path, self._counted(path, super().create(path, mode, want=want)))
 
-    async def _create(self, path: Path, mode: Mode, want: Want) -> FileHandle:
-        self._room(path)
-        self.share.operations.take(1, path, errno.EAGAIN)
-        return await super().create(path, mode, want=want)
-
-    def _room(self, path: Path) -> None:
-        if self.share.handles >= self._limits.agent_handles:
-            raise error(errno.EMFILE, path, f"{self._limits.agent_handles} open handles")
+    async def _counted(self, path: Path, opening: Coroutine[Any, Any, FileHandle]) -> FairHandle:
+        """What *opening* gives as one of the handles; counted from now on, for many may be opened at a time."""
+        with closing(opening):
+            if self.share.handles >= self._limits.agent_handles:
+                raise error(errno.EMFILE, path, f"{self._limits.agent_handles} open handles")
+            self.share.operations.take(1, path, errno.EAGAIN)
+            self.share.handles += 1
+            try:
+                return FairHandle(await opening, path, self)
+            except BaseException:
+                self.share.handles -= 1
+                raise
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
         await self.told("mkdir", path, self._mkdir(path, want))

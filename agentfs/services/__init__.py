@@ -17,6 +17,8 @@ from agentfs.engine.engine import Engine
 from agentfs.service import FileService
 from agentfs.tree import Dir, Errors, Node, Tree
 
+_INDENTED_MAX = 8192
+
 
 class Table(Protocol):
     """The mount table of one agent."""
@@ -70,8 +72,13 @@ def discover() -> Sequence[Service]:
 
 
 def document(value: Any) -> bytes:
-    """*value* as an indented JSON document for people and ``jq``."""
-    return msgspec.json.format(msgspec.json.encode(value), indent=2) + b"\n"
+    """*value* as a JSON document for people and ``jq``; indented, unless that might make much of a little."""
+    return indented(msgspec.json.encode(value))
+
+
+def indented(doc: bytes) -> bytes:
+    """The JSON *doc* for people: a large one stays as it is, for deep in a nest each value would cost a long line."""
+    return (msgspec.json.format(doc, indent=2) if len(doc) <= _INDENTED_MAX else doc) + b"\n"
 
 
 def jsonl(values: Sequence[Any]) -> bytes:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from hashlib import blake2b
 
 import msgspec
@@ -16,10 +17,11 @@ import msgspec
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.errors import error
+from agentfs.guards.confined import is_below
 from agentfs.rows import AgentRow
 from agentfs.service import FileHandle, FileService
 from agentfs.tree import At, Call, Dir, Entry, Info, Tree
-from agentfs.types import NO_WANT, OPERATOR, ROOT, Mode, Path, Principal, Qid, Stat, Want
+from agentfs.types import NO_WANT, OPERATOR, ROOT, Caveat, Mode, Path, Principal, Qid, Stat, Want
 
 _USAGE = 'write {"name":"NAME","program":{"kind":"exec","argv":["PROGRAM"]}} and read {"id":...,"status":...}\n'
 
@@ -101,7 +103,8 @@ class Agents(FileService):
         if path == ROOT or agent == "new":
             return None
         await self._top.stat(Path(agent))
-        return self._space(agent, self._principal), agent, Path(rest)
+        principal = seen_as(self._principal, agent) if self._as_agent else self._principal
+        return self._space(agent, principal), agent, Path(rest)
 
     async def stat(self, path: Path) -> Stat:
         below = await self._below(path)
@@ -156,6 +159,20 @@ class Agents(FileService):
         if below is None:
             raise error(errno.ENOTDIR, path)
         return below
+
+
+def seen_as(principal: Principal, agent: str) -> Principal:
+    """*agent* itself, as far as *principal*'s token goes: its caveats with the paths as *agent* sees them."""
+    top = f"views/{agent}"
+
+    def below(caveat: Caveat) -> Caveat:
+        if caveat.allow is None:
+            return caveat
+        found = [(ROOT if is_below(top, path) else Path(path.removeprefix(f"{top}/")), ops)
+                 for path, ops in caveat.allow if is_below(top, path) or path.startswith(f"{top}/")]  # fmt: skip
+        return replace(caveat, allow=tuple(found))
+
+    return Principal("agent", agent, tuple(below(caveat) for caveat in principal.caveats))
 
 
 def _own(st: Stat, agent: str) -> Stat:

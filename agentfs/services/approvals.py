@@ -4,7 +4,7 @@ The write itself fails with EPERM and names the request, whose id is a hash of w
 ``approvals/<id>/request`` (R) is the exact document, ``approvals/<id>/status`` (R) {id state source path cost_usd
 approvers at expires by}, ``approvals/<id>/ctl`` (X) allow | deny. Allowed, the same write by the same writer goes
 through once. ``approvals/events`` (S) has a record a change of state. Requests and decisions expire after a day.
-Approvers are the operator and the tokens that the mount names; never the agent itself.
+Approvers are the operator and the tokens that the mount names, but for their own requests; never the agent itself.
 """
 
 from __future__ import annotations

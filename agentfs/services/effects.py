@@ -109,10 +109,11 @@ class Effects:
         )  # fmt: skip
 
     async def _believed(self, at: At, row: EffectRow, cost_usd: int | None) -> int | None:
-        """The cost that counts: an agent's own word for less than it reserved only where the mount trusts it."""
+        """The cost that counts: the word of who spends for less than it reserved only where the mount trusts it."""
         grant = self._money.grants(await self._engine.row(self._agent), EFFECTS)
         is_trusting = grant is not None and grant.policy is not None and grant.policy.is_trusting
-        if at.principal.is_operator or is_trusting or cost_usd is None:
+        is_trusted = is_trusting or (at.principal.is_operator and not at.principal.token)
+        if is_trusted or cost_usd is None:
             return cost_usd
         return max(cost_usd, row.reserved_usd)
 

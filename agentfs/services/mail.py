@@ -21,7 +21,7 @@ from agentfs.engine.settings import Overflow, parse_settings
 from agentfs.errors import error
 from agentfs.record import Log
 from agentfs.rows import DeadRow, EnvelopeRow
-from agentfs.services import Scope, Service, document
+from agentfs.services import Scope, Service, document, indented
 from agentfs.tree import At, Ctl, Dir, Entry, File, Info, Queue, Sink, Stream, Tree
 from agentfs.types import Principal, rfc3339, split
 
@@ -85,7 +85,7 @@ class Mail:
         row = await self._store.get(EnvelopeRow, self._agent, at["id"])
         if row is None:
             raise error(errno.ENOENT, at.path)
-        return msgspec.json.format(row.body.encode(), indent=2) + b"\n"
+        return indented(row.body.encode())
 
     async def has_queued(self, at: At, key: str) -> bool:
         """Whether it is pending."""

@@ -96,7 +96,7 @@ class Mint:
         return await self._row(key) is not None
 
     async def keys(self, at: At, after: str, limit: int) -> Sequence[Entry]:
-        """Issued tokens by id, in pages; what stands for removed agents sorts behind them and is not shown."""
+        """Issued tokens by id, in pages; what an older version kept of removed agents sorts behind, not shown."""
         rows = await self._core.store.scan(TokenRow, self._agent, after=after or None, limit=limit)
         return [Entry(r.id, Info(r.revoked_at_ns or r.at_ns, 0, r.at_ns)) for r in rows if is_id(r.id)]
 

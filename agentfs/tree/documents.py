@@ -126,6 +126,11 @@ class QueueHandle(UnitHandle):
         self._node, self._sink = node, sink
         self._receipts: Answer | None = None
 
+    async def _write(self, data: bytes, offset: int) -> int:
+        if data:  # from the first byte on reads give receipts: who may only write sees nothing else
+            self._receipts = self._receipts or Answer(b"")
+        return await super()._write(data, offset)
+
     async def _read(self, size: int, offset: int) -> bytes:
         if self._receipts is not None:
             return self._receipts.read(size, offset)

@@ -57,13 +57,25 @@ class Tree(FileService):
         self._principal = OPERATOR
         self._pending: dict[Path, int] = {}  # created, its document not written yet: how many handles
         self._scratches: dict[Principal, dict[Path, bytes]] = {}
-        self._scratch = self._scratches.setdefault(OPERATOR, {})  # what `sed -i` writes before it renames it
 
     def attach(self, principal: Principal) -> Tree:
         attached = copy.copy(self)  # shares what is pending, the errors and the nodes
         attached._principal = principal
-        attached._scratch = self._scratches.setdefault(principal, {})  # nobody else's: it becomes what may be theirs
         return attached
+
+    @property
+    def _scratch(self) -> dict[Path, bytes]:
+        """What `sed -i` writes before it renames it; nobody else's: it becomes what may be theirs."""
+        return self._scratches.get(self._principal, {})
+
+    def _keep(self, path: Path, value: bytes) -> None:
+        """Put a scratch; who never comes back for its own loses it to others in the end."""
+        if self._principal not in self._scratches and len(self._scratches) >= _SCRATCH_MAX:
+            del self._scratches[next(iter(self._scratches))]
+        mine = self._scratches.setdefault(self._principal, {})
+        if path not in mine and len(mine) >= _SCRATCH_MAX:
+            del mine[next(iter(mine))]
+        mine[path] = value
 
     # -- walking ---------------------------------------------------------------------------------------------------
 
@@ -116,7 +128,7 @@ class Tree(FileService):
             return self._scratch.get(path, b"")
 
         async def write(at: At, value: bytes) -> None:
-            self._scratch[path] = value
+            self._keep(path, value)
 
         async def remove(at: At) -> None:
             self._scratch.pop(path, None)
@@ -278,9 +290,7 @@ class Tree(FileService):
                 raise error(errno.EEXIST, path)
             return await self.open(path, mode, want=want)
         if self._is_scratch(top, split(path)[1]):
-            if len(self._scratch) >= _SCRATCH_MAX:  # one that was killed never comes back for its own
-                del self._scratch[next(iter(self._scratch))]
-            self._scratch[path] = b""
+            self._keep(path, b"")
             return await self.open(path, mode, want=want)
         if top.create is None:
             raise error(errno.EACCES, path, "no file can be created here")

@@ -140,7 +140,7 @@ class Face:
         ask = Ask(request, self._tree(principal), path, is_dir, self._limits)
         self._check_query(ask)
         if request.method == "GET" and ask.query("watch") is not None:
-            return await self._watchers.watch(ask, principal.root)
+            return await self._watchers.watch(ask, principal)
         return await (self._verb(ask) if principal.is_operator and not is_dir else method(ask))
 
     async def _verb(self, ask: Ask) -> Response:

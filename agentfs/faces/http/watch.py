@@ -39,7 +39,7 @@ class Watchers:
 
     async def watch(self, ask: Ask, principal: Principal) -> Response:
         """Answer with the records behind the cursor asked for. EOPNOTSUPP for no stream, EINVAL, EMFILE, ENOTCONN."""
-        since = _since(ask)
+        since, principal = _since(ask), principal.bearer
         if (await ask.tree.stat(ask.path)).kind is not Kind.STREAM:
             raise error(errno.EOPNOTSUPP, ask.path, "only a stream can be watched")
         if self._count[principal] >= self._limit:
