@@ -284,6 +284,7 @@ for _name, _run in COMMANDS.items():
 GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = {
     "token": (rights.token, rights.TOKEN_COMMANDS),
     "approvals": (rights.approvals, rights.APPROVAL_COMMANDS),
+    "identity": (rights.identities, rights.IDENTITY_COMMANDS),
 }
 for _name, (_run, _commands) in GROUPS.items():
     _below = group(app, _name, _run)

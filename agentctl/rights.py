@@ -1,4 +1,4 @@
-"""The commands about rights: capability tokens and approvals, each a few file operations.
+"""The commands about rights: capability tokens, approvals and identities, each a few file operations.
 
 What a token allows and who may approve is the runtime's to say.
 """
@@ -132,6 +132,26 @@ def deny(session: Session, name: Name, ident: Id) -> None:
     session.out.done(session.client.call(f"agents/{agent_id(name)}/approvals/{_plain(ident)}/ctl", b"deny\n"))
 
 
+def identity(session: Session, name: Name) -> None:
+    """Show an agent's public key, in hex and as npub, and the keys it had before."""
+    top = f"agents/{agent_id(name)}/identity"
+    found = {part: session.client.read(f"{top}/{part}").decode().strip() for part in ("pubkey", "npub")}
+    lines = session.client.read(f"{top}/history").splitlines()
+    session.out.value({"agent": name, **found, "history": [msgspec.json.decode(line) for line in lines]})
+
+
+def rotate(session: Session, name: Name) -> None:
+    """Have an agent take a new key; the old one signs the record of it and verifies for a while."""
+    session.out.done(session.client.call(f"agents/{agent_id(name)}/identity/ctl", b"rotate\n"))
+
+
+def identities(session: Session) -> None:
+    """List the public keys of all agents."""
+    names = [entry.name for entry in session.client.ls("agents") if entry.is_dir]
+    rows = ({"agent": n, "npub": session.client.read(f"agents/{n}/identity/npub").decode().strip()} for n in names)
+    session.out.rows(rows, ("agent", "npub"))
+
+
 def _documents(session: Session, top: str, file: str) -> Iterator[dict[str, Any]]:
     """The JSON documents of a directory: of its files, or *file* of each directory in it."""
     for entry in session.client.ls(top):
@@ -161,3 +181,4 @@ TOKEN_COMMANDS: dict[str, Callable[..., None]] = {
     "revoke": revoke,
 }
 APPROVAL_COMMANDS: dict[str, Callable[..., None]] = {"list": list_approvals, "allow": allow, "deny": deny}
+IDENTITY_COMMANDS: dict[str, Callable[..., None]] = {"show": identity, "rotate": rotate}

@@ -42,6 +42,13 @@ class Machine:
         command = [sys.executable, "-m", "agentfs.cli", *words]
         return subprocess.Popen(command, env=self.env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
+    def spawn_with(self, text: str, *words: str) -> subprocess.CompletedProcess[str]:
+        """Run `agentfs` with *text* on its standard input."""
+        command = [sys.executable, "-m", "agentfs.cli", *words]
+        return subprocess.run(
+            command, env=self.env, input=text, text=True, capture_output=True, timeout=60, check=False
+        )
+
     def run(self, *words: str, code: int = 0) -> str:
         child = self.spawn(*words)
         out, err = child.communicate(timeout=60)

@@ -15,7 +15,7 @@ from typing import Annotated
 import trio
 import typer
 
-from agentfs.cli import mounts, process, remote, show
+from agentfs.cli import keys, mounts, process, remote, show
 from agentfs.cli.options import ConfigFile, Fuse, Given, Link, Listen, Mount, Output, Settings, State, Store, Token, Url
 from agentfs.cli.show import note, say
 from agentfs.cli.start import Foreground, Start, Started, make_agent, ready_place, start, unready
@@ -208,6 +208,23 @@ def fsck(
     if found:
         raise typer.Exit(1)
     say(f"{file}: sound")
+
+
+seeds = typer.Typer(help="The seed of all agents' keys: words, and recovery from them.", no_args_is_help=True)
+app.add_typer(seeds, name="keys")
+
+
+@seeds.command("new")
+def keys_new(state: State = None, config: ConfigFile = None) -> None:
+    """Make the seed of all keys and print its 24 words, this once; write them down."""
+    keys.new(Given(config, state=state).load().config, say)
+
+
+@seeds.command("recover")
+def keys_recover(state: State = None, config: ConfigFile = None) -> None:
+    """Make the seed anew from the words on standard input: every agent has its keys again."""
+    keys.recover(Given(config, state=state).load().config)
+    say("the keys are those of the words")
 
 
 @app.command("config")
