@@ -166,7 +166,8 @@ def _check_tls(config: Config, origins: Mapping[str, str]) -> None:
     """EINVAL for options that only make sense together."""
     for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
         if getattr(config, name) is not None and getattr(config, other) is None:
-            raise error(errno.EINVAL, origins[name], f"{name}: want {other} beside it")
+            where = origins[name].partition(" ")[2] or f"flag {name}"
+            raise error(errno.EINVAL, where, f"{name}: want {other} beside it")
 
 
 def _from_flags(flags: Mapping[str, Any]) -> dict[str, _Found]:

@@ -15,8 +15,10 @@ from typing import Annotated
 import trio
 import typer
 
-from agentfs.cli import mounts, process, remote, show
-from agentfs.cli.options import ConfigFile, Fuse, Given, Link, Listen, Mount, Output, Settings, State, Store, Token, Url
+from agentfs.cli import ca, mounts, process, remote, show
+from agentfs.cli.options import (
+    ConfigFile, Fuse, Given, Link, Listen, Mount, Output, Settings, State, Store, TlsCert, TlsClientCa, TlsKey, Token, Url,
+)  # fmt: skip
 from agentfs.cli.show import note, say
 from agentfs.cli.start import Foreground, Start, Started, make_agent, ready_place, start, unready
 from agentfs.cli.stop import stop
@@ -31,6 +33,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(ca.app, name="ca")
 
 
 def main() -> None:
@@ -55,10 +58,12 @@ def init(state: State = None) -> None:
 @app.command()
 def serve(
     state: State = None, mount: Mount = None, listen: Listen = None, fuse: Fuse = None, store: Store = None,
+    tls_cert: TlsCert = None, tls_key: TlsKey = None, tls_client_ca: TlsClientCa = None,
     config: ConfigFile = None, settings: Settings = None,
 ) -> None:  # fmt: skip
     """Run the runtime in the foreground until SIGTERM or SIGINT."""
-    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store)
+    tls = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store, **tls)
     chosen = given.load().config
     home = StateDir(chosen.state)
     home.prepare()
@@ -94,6 +99,7 @@ def _put_own_commands_first() -> None:
 def mount_command(
     state: State = None, mount: Mount = None, listen: Listen = None, fuse: Fuse = None, store: Store = None,
     config: ConfigFile = None, settings: Settings = None, link: Link = None, token: Token = None, url: Url = None,
+    tls_cert: TlsCert = None, tls_key: TlsKey = None, tls_client_ca: TlsClientCa = None,
     agent: Annotated[str | None, typer.Option("--agent", help="Create this agent if it is absent.")] = None,
     wait: Annotated[float, typer.Option("--wait", help="Seconds until it must be ready.")] = 60.0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until the runtime or mount ends.")] = False,
@@ -102,11 +108,12 @@ def mount_command(
 
     With --token start none: mount what that token opens on one that runs, here or at --url.
     """
-    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store)
+    tls = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store, **tls)
     opened = remote.wanted(url, token, os.environ)
     with Foreground() if foreground else contextlib.nullcontext() as front:
         if opened is not None:
-            others = {"listen": listen, "store": store, "link": link, "agent": agent}
+            others = {"listen": listen, "store": store, "link": link, "agent": agent, **tls}
             _share(remote.shared(url, opened, given.load().config, wait, front, **others))
         else:
             _start(Start(given.load().config, given.words(), wait, front), link, agent)
