@@ -28,11 +28,18 @@ Url = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="Where the runtime listens.", rich_help_panel=PANEL)
 ]
 Token = Annotated[str | None, typer.Option("--token", metavar="TOKEN", help="Bearer token.", rich_help_panel=PANEL)]
+Ca = Annotated[
+    str | None, typer.Option("--ca", metavar="FILE", help="PEM authority to believe.", rich_help_panel=PANEL)
+]
+Cert = Annotated[
+    str | None, typer.Option("--cert", metavar="FILE", help="PEM certificate to show.", rich_help_panel=PANEL)
+]
+Key = Annotated[str | None, typer.Option("--key", metavar="FILE", help="Its private key.", rich_help_panel=PANEL)]
 Form = Annotated[
     Format | None,
     typer.Option("--output", "-o", help="Default: table on a terminal, else json.", rich_help_panel=PANEL),
 ]
-SHARED = {"state": State, "url": Url, "token": Token, "output": Form}
+SHARED = {"state": State, "url": Url, "token": Token, "output": Form, "ca": Ca, "cert": Cert, "key": Key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,9 @@ class Options:
     url: str | None = None
     token: str | None = None
     output: Format | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
 
     def over(self, lower: Options) -> Options:
         """These, and *lower*'s where these say nothing."""
@@ -70,7 +80,8 @@ class Session:
     @property
     def flags(self) -> Flags:
         """What the command line said of the runtime."""
-        return Flags(self.options.url, self.options.token, self.options.state)
+        given = self.options
+        return Flags(given.url, given.token, given.state, given.ca, given.cert, given.key)
 
     @cached_property
     def target(self) -> Target:
@@ -80,7 +91,7 @@ class Session:
     @cached_property
     def client(self) -> Client:
         """The client; it connects with its first request."""
-        return Client(self.target.url, self.target.token)
+        return Client(self.target.url, self.target.token, trust=self.target.trust)
 
     def note(self, text: str) -> None:
         """One line on standard error."""

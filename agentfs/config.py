@@ -19,12 +19,8 @@ from agentfs.errors import error
 from agentfs.limits import Limits
 
 FILE: Final = "config.toml"
-FOREIGN: Final = frozenset(
-    {
-        "AGENTFS_CONFIG", "AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_ROOT", "AGENTFS_AGENT", "AGENTFS_CA", "AGENTFS_CERT",
-        "AGENTFS_KEY", fault.ENV,
-    }  # fmt: skip
-)
+_FOR_CLIENTS = {"AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_CA", "AGENTFS_CERT", "AGENTFS_KEY"}
+FOREIGN: Final = frozenset({"AGENTFS_CONFIG", "AGENTFS_ROOT", "AGENTFS_AGENT", fault.ENV} | _FOR_CLIENTS)
 PATHS: Final = frozenset({"state", "mount", "tls_cert", "tls_key", "tls_client_ca"})
 DEMO: Final = {"kind": "exec", "argv": ["python3", "-m", "agentfs.demo"]}
 
@@ -40,8 +36,8 @@ class Config:
     """The runtime's options, checked and with absolute paths. ``mount`` is None exactly when ``fuse`` is False.
 
     ``hosts``: names accepted in a Host header beside loopback and the listen host. ``default_program``: the config
-    document an agent made by ``mkdir`` gets. ``drain_seconds``: how long a stop waits for running ticks. ``tls_cert`` and
-    ``tls_key``: both or none; ``tls_client_ca`` only beside them.
+    document an agent made by ``mkdir`` gets. ``drain_seconds``: how long a stop waits for running ticks.
+    ``tls_cert`` and ``tls_key``: both or none; ``tls_client_ca`` only beside them.
     """
 
     state: Path

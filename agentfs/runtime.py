@@ -61,6 +61,8 @@ class Programs:
             "PATH": os.environ.get("PATH", os.defpath), "HOME": str(workdir), "LANG": "C.UTF-8",
             "AGENTFS_AGENT": agent, "AGENTFS_URL": self.url, "AGENTFS_TOKEN": self._token(agent),
         }  # fmt: skip
+        ca = StateDir(self._config.state).ca / "ca.pem"
+        known |= {"AGENTFS_CA": str(ca)} if self._config.tls_cert and ca.exists() else {}
         root = {"AGENTFS_ROOT": str(self._config.mount / "views" / agent)} if self._config.mount else {}
         return known | root
 
@@ -148,9 +150,7 @@ class Runtime:
         self, face: Face, stopping: trio.Event, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
         try:
-            await serve(
-                face, self.config.listen, shutdown=stopping.wait, tls=self._gate, task_status=task_status
-            )
+            await serve(face, self.config.listen, shutdown=stopping.wait, tls=self._gate, task_status=task_status)
         finally:
             self._served.set()
 

@@ -69,6 +69,4 @@ def revoke(
 @app.command("list")
 def list_(state: State = None, config: ConfigFile = None, output: Output = None) -> None:
     """List what was issued, the newest last."""
-    rows = list(_desk(state, config).rows())
-    if rows or output is not show.Format.TABLE:
-        show.rows(rows, output)
+    show.rows(_desk(state, config).rows(), output)

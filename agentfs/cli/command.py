@@ -17,12 +17,27 @@ import typer
 
 from agentfs.cli import ca, mounts, process, remote, show
 from agentfs.cli.options import (
-    ConfigFile, Fuse, Given, Link, Listen, Mount, Output, Settings, State, Store, TlsCert, TlsClientCa, TlsKey, Token, Url,
-)  # fmt: skip
+    ConfigFile,
+    Fuse,
+    Given,
+    Link,
+    Listen,
+    Mount,
+    Output,
+    Settings,
+    State,
+    Store,
+    TlsCert,
+    TlsClientCa,
+    TlsKey,
+    Token,
+    Url,
+)
 from agentfs.cli.show import note, say
 from agentfs.cli.start import Foreground, Start, Started, make_agent, ready_place, start, unready
 from agentfs.cli.stop import stop
 from agentfs.config import OPTIONS, Config
+from agentfs.providers.remote import Trust
 from agentfs.state import StateDir
 
 NOT_RUNNING, NOT_READY, COULD_NOT = 3, 1, 2
@@ -78,9 +93,15 @@ def serve(
 
 
 @app.command("serve-token", hidden=True)
-def serve_token(url: Annotated[str, typer.Option("--url")], mount: Annotated[Path, typer.Option("--mount")]) -> None:
+def serve_token(
+    url: Annotated[str, typer.Option("--url")],
+    mount: Annotated[Path, typer.Option("--mount")],
+    ca: Annotated[Path | None, typer.Option("--ca")] = None,
+    cert: Annotated[Path | None, typer.Option("--cert")] = None,
+    key: Annotated[Path | None, typer.Option("--key")] = None,
+) -> None:
     """Serve what the token on standard input opens at a URL."""
-    remote.serve(url, mount)
+    remote.serve(url, mount, Trust(ca, cert, key))
 
 
 def _run(config: Config) -> None:
@@ -191,7 +212,7 @@ def _look(home: StateDir) -> tuple[int, dict[str, object]]:
         return NOT_RUNNING, about
     if running is None or running.pid != pid:
         return NOT_READY, about | {"missing": "runtime.json"}
-    missing = unready(running)
+    missing = unready(running, home)
     about |= {"url": running.url, "mount": running.mount, "version": running.version}
     return (NOT_READY if missing else 0), about | {"is_ready": not missing, "missing": missing or None}
 

@@ -42,7 +42,8 @@ async def serve(
 ) -> None:  # fmt: skip
     """Serve *face* at ``HOST:PORT`` (port 0: any) until *shutdown* returns, then at most 10 s for what runs.
 
-    Over *tls* only where that is given. Started with the address bound. Raises OSError (EADDRINUSE ...) when it cannot bind.
+    Over *tls* only where that is given. Started with the address bound. Raises OSError (EADDRINUSE ...) when it
+    cannot bind.
     """
     config = _Settings(tls)
     config.bind = [f"fd://{_bind(listen).detach()}"]
