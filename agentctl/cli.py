@@ -70,7 +70,8 @@ def top(
 
     The runtime is found by --url and --token, then AGENTFS_URL and AGENTFS_TOKEN, then in the state directory
     (--state, AGENTFS_STATE, else ~/.local/state/agentfs). For an https URL there are --ca, --cert and --key, or
-    AGENTFS_CA, AGENTFS_CERT and AGENTFS_KEY; a certificate needs no token beside it.
+    AGENTFS_CA, AGENTFS_CERT and AGENTFS_KEY; a certificate needs no token beside it. write has a --key of its own:
+    there the private key is given before the command's name.
     """
     ctx.obj = Options(state, url, token, output, ca, cert, key)
 

@@ -112,11 +112,12 @@ def group(app: typer.Typer, name: str, run: Callable[..., None]) -> typer.Typer:
 
 
 def _shaped(run: Callable[..., None]) -> Callable[..., None]:
-    """*run* as typer wants it: its own options, then the shared ones."""
+    """*run* as typer wants it: its own options, then the shared ones that are not called the same."""
     own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
+    kinds = {key: kind for key, kind in SHARED.items() if key not in {parameter.name for parameter in own}}
 
     def command(ctx: typer.Context, **given: Any) -> None:
-        options = Options(**{key: given.pop(key) for key in SHARED}).over(ctx.obj or Options())
+        options = Options(**{key: given.pop(key) for key in kinds}).over(ctx.obj or Options())
         if ctx.invoked_subcommand is not None:
             ctx.obj = options  # the command below does it all
             return
@@ -125,7 +126,7 @@ def _shaped(run: Callable[..., None]) -> Callable[..., None]:
 
     shared = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for key, kind in SHARED.items()
+        for key, kind in kinds.items()
     ]
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     parameters = [context, *own, *shared]

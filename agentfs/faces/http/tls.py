@@ -123,16 +123,16 @@ class _Connection(ssl.SSLObject):
     def do_handshake(self) -> None:
         """Note whose certificate it is once it is verified.
 
-        trio would drop a failed connection at once, and the client would not learn why: "more input is wanted" makes
-        it send the alert first and come again when the client has hung up.
+        trio would drop a connection at once, and a client whose certificate is refused would not learn why: "more
+        input is wanted" makes trio send the alert first and come again when the client has hung up.
         """
         if self._refused is not None:
             raise self._refused
         try:
             super().do_handshake()
-        except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
-            raise
         except ssl.SSLError as exc:
+            if "CERTIFICATE" not in (exc.reason or ""):
+                raise
             self._refused = exc
             raise ssl.SSLWantReadError from exc
         _PEER.set(self._peer())
