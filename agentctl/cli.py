@@ -19,7 +19,7 @@ import msgspec
 import typer
 
 from agentctl import messages, rights
-from agentctl.command import Form, Options, Session, State, Token, Url, add, group
+from agentctl.command import Ca, Cert, Form, Key, Options, Session, State, Token, Url, add, group
 from agentctl.output import INTERRUPTED, PIPE_CLOSED, exit_code, failure, legend, printable, silence
 from agentctl.wire import Entry, tidy
 from agentfs.errors import error
@@ -59,6 +59,9 @@ def top(
     url: Url = None,
     token: Token = None,
     output: Form = None,
+    ca: Ca = None,
+    cert: Cert = None,
+    key: Key = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -66,9 +69,11 @@ def top(
     """Operate agents: every command is file operations on a running runtime.
 
     The runtime is found by --url and --token, then AGENTFS_URL and AGENTFS_TOKEN, then in the state directory
-    (--state, AGENTFS_STATE, else ~/.local/state/agentfs).
+    (--state, AGENTFS_STATE, else ~/.local/state/agentfs). For an https URL there are --ca, --cert and --key, or
+    AGENTFS_CA, AGENTFS_CERT and AGENTFS_KEY; a certificate needs no token beside it. write has a --key of its own:
+    there the private key is given before the command's name.
     """
-    ctx.obj = Options(state, url, token, output)
+    ctx.obj = Options(state, url, token, output, ca, cert, key)
 
 
 def list_(

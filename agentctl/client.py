@@ -19,6 +19,7 @@ import httpx
 import msgspec
 
 from agentctl import sse, wire
+from agentctl.trust import Trust
 from agentctl.wire import Entry, Page
 from agentfs.errors import error, from_wire
 
@@ -45,19 +46,25 @@ class Body:
 
 
 class Client:
-    """One runtime seen with one token. Use it from one thread at a time; every call may block.
+    """One runtime seen with one token; over https with what *trust* names, and then the token may be empty.
+
+    Use it from one thread at a time; every call may block.
 
     Any call may also raise EACCES (token), ENOTCONN (no connection, or it broke) and ETIMEDOUT.
     """
 
-    def __init__(self, url: str, token: str, *, sleep: Callable[[float], None] = time.sleep) -> None:
+    def __init__(
+        self, url: str, token: str, *, trust: Trust | None = None, sleep: Callable[[float], None] = time.sleep
+    ) -> None:
         self.url = wire.base(url)
         self._sleep = sleep
         # The environment's proxies and .netrc must never see a token that is meant for this runtime alone.
         self._http = httpx.Client(
-            headers={"Authorization": f"Bearer {token}", "Accept-Encoding": "identity", "User-Agent": "agentctl"},
+            headers=({"Authorization": f"Bearer {token}"} if token else {})
+            | {"Accept-Encoding": "identity", "User-Agent": "agentctl"},
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             trust_env=False,
+            verify=(trust or Trust()).context() if self.url.startswith("https:") else True,
         )
 
     def __enter__(self) -> Self:

@@ -28,11 +28,18 @@ Url = Annotated[
     str | None, typer.Option("--url", metavar="URL", help="Where the runtime listens.", rich_help_panel=PANEL)
 ]
 Token = Annotated[str | None, typer.Option("--token", metavar="TOKEN", help="Bearer token.", rich_help_panel=PANEL)]
+Ca = Annotated[
+    str | None, typer.Option("--ca", metavar="FILE", help="PEM authority to believe.", rich_help_panel=PANEL)
+]
+Cert = Annotated[
+    str | None, typer.Option("--cert", metavar="FILE", help="PEM certificate to show.", rich_help_panel=PANEL)
+]
+Key = Annotated[str | None, typer.Option("--key", metavar="FILE", help="Its private key.", rich_help_panel=PANEL)]
 Form = Annotated[
     Format | None,
     typer.Option("--output", "-o", help="Default: table on a terminal, else json.", rich_help_panel=PANEL),
 ]
-SHARED = {"state": State, "url": Url, "token": Token, "output": Form}
+SHARED = {"state": State, "url": Url, "token": Token, "output": Form, "ca": Ca, "cert": Cert, "key": Key}
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +50,9 @@ class Options:
     url: str | None = None
     token: str | None = None
     output: Format | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
 
     def over(self, lower: Options) -> Options:
         """These, and *lower*'s where these say nothing."""
@@ -70,7 +80,8 @@ class Session:
     @property
     def flags(self) -> Flags:
         """What the command line said of the runtime."""
-        return Flags(self.options.url, self.options.token, self.options.state)
+        given = self.options
+        return Flags(given.url, given.token, given.state, given.ca, given.cert, given.key)
 
     @cached_property
     def target(self) -> Target:
@@ -80,7 +91,7 @@ class Session:
     @cached_property
     def client(self) -> Client:
         """The client; it connects with its first request."""
-        return Client(self.target.url, self.target.token)
+        return Client(self.target.url, self.target.token, trust=self.target.trust)
 
     def note(self, text: str) -> None:
         """One line on standard error."""
@@ -101,11 +112,12 @@ def group(app: typer.Typer, name: str, run: Callable[..., None]) -> typer.Typer:
 
 
 def _shaped(run: Callable[..., None]) -> Callable[..., None]:
-    """*run* as typer wants it: its own options, then the shared ones."""
+    """*run* as typer wants it: its own options, then the shared ones that are not called the same."""
     own = list(inspect.signature(run, eval_str=True).parameters.values())[1:]
+    kinds = {key: kind for key, kind in SHARED.items() if key not in {parameter.name for parameter in own}}
 
     def command(ctx: typer.Context, **given: Any) -> None:
-        options = Options(**{key: given.pop(key) for key in SHARED}).over(ctx.obj or Options())
+        options = Options(**{key: given.pop(key) for key in kinds}).over(ctx.obj or Options())
         if ctx.invoked_subcommand is not None:
             ctx.obj = options  # the command below does it all
             return
@@ -114,7 +126,7 @@ def _shaped(run: Callable[..., None]) -> Callable[..., None]:
 
     shared = [
         inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind)
-        for key, kind in SHARED.items()
+        for key, kind in kinds.items()
     ]
     context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
     parameters = [context, *own, *shared]

@@ -8,12 +8,13 @@ from __future__ import annotations
 import errno
 import ipaddress
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import msgspec
 
+from agentctl.trust import Trust
 from agentctl.wire import unreachable
 from agentfs.errors import error
 
@@ -27,15 +28,22 @@ class Flags:
     url: str | None = None
     token: str | None = None
     state: str | None = None
+    ca: str | None = None
+    cert: str | None = None
+    key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A runtime: its URL, a bearer token, and where the URL came from."""
+    """A runtime: its URL, a bearer token, where the URL came from, and what TLS needs.
+
+    The token is empty where a certificate was named and no token: the certificate says who asks.
+    """
 
     url: str
     token: str = ""
     origin: str = "--url"
+    trust: Trust = field(default_factory=Trust)
 
 
 class _Runtime(msgspec.Struct):
@@ -48,15 +56,38 @@ def discover(flags: Flags, env: dict[str, str] | None = None) -> Target:
     """Where and as whom to connect: flag, then ``AGENTFS_URL``/``AGENTFS_TOKEN``, then the state directory.
 
     A ``--state`` flag comes before the environment. The token of a state directory is sent to its own runtime and
-    to this machine only. ENOTCONN without a URL, EACCES without a token, EINVAL for a malformed one.
+    to this machine only, and an https URL of its own runtime is believed by its own ``ca/ca.pem``. ENOTCONN without a
+    URL, EACCES without a token, EINVAL for a malformed one.
     """
     env = dict(os.environ) if env is None else env
     state = state_dir(flags, env)
     url, origin = _url(flags, env, state)
+    is_tls = url.startswith("https:")
+    if is_tls and _is_certificate_enough(flags, env):
+        return Target(url, "", origin, _trust(flags, env, state, url, is_operator=False))
     token, is_own = _token(flags, env, state)
     if is_own and not (_is_loopback(url) or url == _runtime_url(state / "runtime.json")):
         raise error(errno.EACCES, url, "this machine's operator token stays here; give --token or AGENTFS_TOKEN")
-    return Target(url, token, origin)
+    return Target(url, token, origin, _trust(flags, env, state, url, is_operator=is_own) if is_tls else Trust())
+
+
+def _is_certificate_enough(flags: Flags, env: dict[str, str]) -> bool:
+    """A certificate is named and no token: a token found in the state directory could be another principal's."""
+    is_token = flags.token or (env.get("AGENTFS_TOKEN") and not flags.state)
+    return bool((flags.cert or env.get("AGENTFS_CERT")) and not is_token)
+
+
+def _trust(flags: Flags, env: dict[str, str], state: Path, url: str, *, is_operator: bool) -> Trust:
+    """What flags name, then the environment, then for the state directory's own runtime what its authority has."""
+    ca, cert = flags.ca or env.get("AGENTFS_CA"), flags.cert or env.get("AGENTFS_CERT")
+    key = flags.key or (None if flags.cert else env.get("AGENTFS_KEY"))
+    home = state / "ca"
+    if url == _runtime_url(state / "runtime.json"):
+        if not ca and (home / "ca.pem").exists():
+            ca = str(home / "ca.pem")
+        if is_operator and not cert and not key and (home / "operator.pem").exists():
+            cert, key = str(home / "operator.pem"), str(home / "operator.key")
+    return Trust(*(Path(name).expanduser() if name else None for name in (ca, cert, key)))
 
 
 def find_token(flags: Flags, env: dict[str, str] | None = None) -> str:

@@ -13,6 +13,7 @@ from urllib.parse import quote, urlencode, urlsplit
 import httpx
 import msgspec
 
+from agentctl.trust import refusal
 from agentfs.errors import error
 from agentfs.types import clean
 
@@ -74,16 +75,20 @@ def unreachable(path: str, text: str) -> OSError:
 
 @contextlib.contextmanager
 def translated(url: str, path: str) -> Iterator[None]:
-    """Turn what httpx raises into ENOTCONN, ETIMEDOUT, EINVAL or EIO."""
+    """Turn what httpx raises into ENOTCONN, ETIMEDOUT, EINVAL, EIO, or EACCES for what TLS refuses."""
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+        if refused := refusal(exc):
+            raise error(errno.EACCES, path, refused) from exc
         raise unreachable(path, f"cannot reach {url}: {_words(exc)}") from exc
     except httpx.TimeoutException as exc:
         raise error(errno.ETIMEDOUT, path, f"no answer from {url}") from exc
     except (httpx.InvalidURL, httpx.UnsupportedProtocol, httpx.LocalProtocolError) as exc:
         raise error(errno.EINVAL, path, str(exc)) from exc
     except httpx.TransportError as exc:
+        if refused := refusal(exc):
+            raise error(errno.EACCES, path, refused) from exc
         raise unreachable(path, f"connection to {url} broke: {_words(exc)}") from exc
     except httpx.HTTPError as exc:
         raise error(errno.EIO, path, str(exc)) from exc

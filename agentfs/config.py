@@ -20,9 +20,9 @@ from agentfs.limits import Limits
 
 FILE: Final = "config.toml"
 PASSPHRASE: Final = "AGENTFS_KEYS_PASSPHRASE"
-FOREIGN: Final = frozenset(
-    {"AGENTFS_CONFIG", "AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_ROOT", "AGENTFS_AGENT", PASSPHRASE, fault.ENV}
-)
+_FOR_CLIENTS = {"AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_CA", "AGENTFS_CERT", "AGENTFS_KEY"}
+FOREIGN: Final = frozenset({"AGENTFS_CONFIG", "AGENTFS_ROOT", "AGENTFS_AGENT", PASSPHRASE, fault.ENV} | _FOR_CLIENTS)
+PATHS: Final = frozenset({"state", "mount", "tls_cert", "tls_key", "tls_client_ca"})
 DEMO: Final = {"kind": "exec", "argv": ["python3", "-m", "agentfs.demo"]}
 
 Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}\Z")]
@@ -38,6 +38,7 @@ class Config:
 
     ``hosts``: names accepted in a Host header beside loopback and the listen host. ``default_program``: the config
     document an agent made by ``mkdir`` gets. ``drain_seconds``: how long a stop waits for running ticks.
+    ``tls_cert`` and ``tls_key``: both or none; ``tls_client_ca`` only beside them.
     """
 
     state: Path
@@ -49,6 +50,9 @@ class Config:
     default_program: Mapping[str, Any] = field(default_factory=lambda: dict(DEMO))
     log_level: Level = "info"
     drain_seconds: int = 10
+    tls_cert: Path | None = None
+    tls_key: Path | None = None
+    tls_client_ca: Path | None = None
     limits: Limits = field(default_factory=Limits)
 
     @property
@@ -83,6 +87,9 @@ def _declared() -> Iterator[Option]:
     yield Option("default_program", dict[str, Any], DEMO, "config document of an agent made by mkdir")
     yield Option("log_level", Level, "info", "least severe record that is logged")
     yield Option("drain_seconds", Annotated[int, msgspec.Meta(ge=0, le=3600)], 10, "wait for running ticks at a stop")
+    yield Option("tls_cert", Text, None, "PEM certificate of the HTTP face, which then speaks TLS only")
+    yield Option("tls_key", Text, None, "PEM private key of tls_cert")
+    yield Option("tls_client_ca", Text, None, "PEM authority of the certificates that clients then need")
     for limit in fields(Limits):
         yield Option(f"limits.{limit.name}", Count, limit.default, "a limit, see agentfs/limits.py")
 
@@ -140,13 +147,24 @@ def _loaded(found: dict[str, _Found], env: Mapping[str, str]) -> Loaded:
     values |= {"state": state, "mount": None, "limits": Limits(**limits)}
     if values["fuse"]:
         values["mount"] = Path(found["mount"].value) if "mount" in found else _default_mount(env, state)
+    for name in PATHS - {"state", "mount"}:
+        values[name] = Path(values[name]) if values[name] else None
     origins = {name: found[name].origin if name in found else "default" for name in OPTIONS}
     if not values["fuse"]:
         origins["mount"] = origins["fuse"]
     config = Config(**values)
+    _check_tls(config, origins)
     if config.mount is not None and state.is_relative_to(config.mount):
         raise error(errno.EINVAL, str(config.mount), f"mount: it would cover the state directory {state}")
     return Loaded(config, origins)
+
+
+def _check_tls(config: Config, origins: Mapping[str, str]) -> None:
+    """EINVAL for options that only make sense together."""
+    for name, other in (("tls_cert", "tls_key"), ("tls_key", "tls_cert"), ("tls_client_ca", "tls_cert")):
+        if getattr(config, name) is not None and getattr(config, other) is None:
+            where = origins[name].partition(" ")[2] or f"flag {name}"
+            raise error(errno.EINVAL, where, f"{name}: want {other} beside it")
 
 
 def _from_flags(flags: Mapping[str, Any]) -> dict[str, _Found]:
@@ -205,7 +223,7 @@ def _checked(option: Option, raw: Any, where: str, base: Path, *, is_text: bool 
     reason = _fault(option, value)
     if reason:
         raise error(errno.EINVAL, where, f"{option.name}: {reason}")
-    return os.path.normpath(base / _home(value)) if option.name in ("state", "mount") else value
+    return os.path.normpath(base / _home(value)) if option.name in PATHS else value
 
 
 def _read(option: Option, text: str) -> Any:
@@ -222,7 +240,7 @@ def _fault(option: Option, value: Any) -> str:
         return "port over 65535"
     if option.name == "default_program" and not isinstance(value.get("kind"), str):
         return 'want a document with a text "kind"'
-    if option.name in ("state", "mount") and _home(value).startswith("~"):
+    if option.name in PATHS and _home(value).startswith("~"):
         return f"no such user in {value!r}"
     return ""
 

@@ -25,7 +25,7 @@ from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import InlineProgram, Settings, parse_settings
 from agentfs.errors import only
-from agentfs.faces.http import Face, app, serve
+from agentfs.faces.http import Face, app, serve, tls
 from agentfs.house import build
 from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
@@ -62,6 +62,8 @@ class Programs:
             "PATH": os.environ.get("PATH", os.defpath), "HOME": str(workdir), "LANG": "C.UTF-8",
             "AGENTFS_AGENT": agent, "AGENTFS_URL": self.url, "AGENTFS_TOKEN": self._token(agent),
         }  # fmt: skip
+        ca = StateDir(self._config.state).ca / "ca.pem"
+        known |= {"AGENTFS_CA": str(ca)} if self._config.tls_cert and ca.exists() else {}
         root = {"AGENTFS_ROOT": str(self._config.mount / "views" / agent)} if self._config.mount else {}
         return known | root
 
@@ -90,8 +92,11 @@ async def opened(config: Config, clock: Clock) -> AsyncIterator[Store]:
 class Runtime:
     """One runtime: an engine over a store, its house, and the faces that serve it."""
 
-    def __init__(self, config: Config, store: Store, clock: Clock, operator_token: str, signer: Signer) -> None:
-        self.config, self.clock, self._store = config, clock, store
+    def __init__(
+        self, config: Config, store: Store, clock: Clock, operator_token: str, signer: Signer,
+        gate: tls.Gate | None = None,
+    ) -> None:  # fmt: skip
+        self.config, self.clock, self._store, self._gate = config, clock, store, gate
         self._programs = Programs(config, lambda agent: self.tokens.of_agent(agent))
         self.engine = Engine(
             store, clock, config.limits, self._programs.load, self._view, secret=operator_token, signer=signer
@@ -134,9 +139,12 @@ class Runtime:
         config = self.config
         hosts = {config.address[0], *config.hosts}
         note = self._spaces.report
-        asgi = app(self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready, note=note)
+        certified = self._gate.certified if self._gate else None
+        asgi = app(
+            self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready, note=note, certified=certified
+        )
         address = await nursery.start(self._serve, asgi, stopping)
-        self._programs.url = f"http://{address}"
+        self._programs.url = f"{'https' if self._gate else 'http'}://{address}"
         if config.mount is not None:
             await nursery.start(self._mount, config.mount, mounting)
         self._missing = None
@@ -146,7 +154,7 @@ class Runtime:
         self, face: Face, stopping: trio.Event, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
         try:
-            await serve(face, self.config.listen, shutdown=stopping.wait, task_status=task_status)
+            await serve(face, self.config.listen, shutdown=stopping.wait, tls=self._gate, task_status=task_status)
         finally:
             self._served.set()
 
@@ -185,7 +193,11 @@ async def _signals(stop: trio.Event) -> None:
 
 
 async def run(config: Config) -> None:
-    """Run one runtime in the foreground until SIGTERM or SIGINT; the caller holds the state directory's lock."""
+    """Run one runtime in the foreground until SIGTERM or SIGINT; the caller holds the state directory's lock.
+
+    ENOENT or EINVAL names a TLS option whose file will not do, before anything is opened.
+    """
+    gate = tls.gate(config.tls_cert, config.tls_key, config.tls_client_ca)
     logline.configure(config.log_level)
     clock, stop, home = SystemClock(), trio.Event(), StateDir(config.state)
     token = home.token.read_text().strip()
@@ -193,7 +205,7 @@ async def run(config: Config) -> None:
     try:
         async with opened(config, clock) as store, trio.open_nursery() as nursery:
             nursery.start_soon(_signals, stop)
-            await Runtime(config, store, clock, token, signer).run(stop)
+            await Runtime(config, store, clock, token, signer, gate).run(stop)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise only(group) from group

@@ -74,6 +74,11 @@ class StateDir:
         return self.path / "turn.lock"
 
     @property
+    def ca(self) -> Path:
+        """The directory of this state's own certificate authority."""
+        return self.path / "ca"
+
+    @property
     def runtime(self) -> Path:
         """Where a ready runtime can be found; may outlive it."""
         return self.path / "runtime.json"
@@ -100,9 +105,9 @@ class StateDir:
 
     def publish(self, running: Running) -> None:
         """Write ``runtime.json`` at once and whole, for this user only."""
-        with _draft(self.runtime) as draft:
-            draft.write_bytes(msgspec.json.encode(running) + b"\n")
-            draft.replace(self.runtime)
+        with draft(self.runtime) as new:
+            new.write_bytes(msgspec.json.encode(running) + b"\n")
+            new.replace(self.runtime)
 
     def forget(self, pid: int | None = None) -> None:
         """Remove ``runtime.json``: that of *pid* only, or whoever's and in whatever condition."""
@@ -134,21 +139,21 @@ class StateDir:
     def _make_token(self) -> bool:
         if self.token.exists():
             return False
-        with _draft(self.token) as draft:
-            draft.write_text(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
+        with draft(self.token) as new:
+            new.write_text(secrets.token_urlsafe(TOKEN_BYTES) + "\n")
             try:
-                self.token.hardlink_to(draft)  # unlike a rename, it never replaces one made meanwhile
+                self.token.hardlink_to(new)  # unlike a rename, it never replaces one made meanwhile
             except FileExistsError:
                 return False
         return True
 
 
 @contextlib.contextmanager
-def _draft(file: Path) -> Iterator[Path]:
+def draft(file: Path) -> Iterator[Path]:
     """A new empty file beside *file* that only its owner can read; gone afterwards."""
-    draft = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
-    os.close(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
+    new = file.with_name(f"{file.name}.{secrets.token_hex(8)}")
+    os.close(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600))
     try:
-        yield draft
+        yield new
     finally:
-        draft.unlink(missing_ok=True)
+        new.unlink(missing_ok=True)

@@ -16,7 +16,7 @@ HERE = Path(__file__).parent.parent
 PACKAGES = ("agentfs", "agentctl", "conformance")
 FILE_MAX, FUNCTION_MAX, MEDIAN_MAX = 400, 40, 150
 OUTSIDE = {
-    *("cli", "runtime", "house", "access", "logline", "watchdog", "config", "toml", "state", "demo"),
+    *("cli", "runtime", "house", "spaces", "authority", "logline", "watchdog", "config", "toml", "state", "demo"),
     *("faces", "services", "providers", "drivers"),
 }
 CORE_LIBRARIES = {"anyio", "msgspec", "agentfs"}

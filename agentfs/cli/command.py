@@ -15,12 +15,29 @@ from typing import Annotated
 import trio
 import typer
 
-from agentfs.cli import keys, mounts, process, remote, show
-from agentfs.cli.options import ConfigFile, Fuse, Given, Link, Listen, Mount, Output, Settings, State, Store, Token, Url
+from agentfs.cli import ca, keys, mounts, process, remote, show
+from agentfs.cli.options import (
+    ConfigFile,
+    Fuse,
+    Given,
+    Link,
+    Listen,
+    Mount,
+    Output,
+    Settings,
+    State,
+    Store,
+    TlsCert,
+    TlsClientCa,
+    TlsKey,
+    Token,
+    Url,
+)
 from agentfs.cli.show import note, say
 from agentfs.cli.start import Foreground, Start, Started, make_agent, ready_place, start, unready
 from agentfs.cli.stop import stop
 from agentfs.config import OPTIONS, Config
+from agentfs.providers.remote import Trust
 from agentfs.state import StateDir
 
 NOT_RUNNING, NOT_READY, COULD_NOT = 3, 1, 2
@@ -31,6 +48,7 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
+app.add_typer(ca.app, name="ca")
 
 
 def main() -> None:
@@ -55,10 +73,12 @@ def init(state: State = None) -> None:
 @app.command()
 def serve(
     state: State = None, mount: Mount = None, listen: Listen = None, fuse: Fuse = None, store: Store = None,
+    tls_cert: TlsCert = None, tls_key: TlsKey = None, tls_client_ca: TlsClientCa = None,
     config: ConfigFile = None, settings: Settings = None,
 ) -> None:  # fmt: skip
     """Run the runtime in the foreground until SIGTERM or SIGINT."""
-    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store)
+    tls = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store, **tls)
     chosen = given.load().config
     home = StateDir(chosen.state)
     home.prepare()
@@ -73,9 +93,15 @@ def serve(
 
 
 @app.command("serve-token", hidden=True)
-def serve_token(url: Annotated[str, typer.Option("--url")], mount: Annotated[Path, typer.Option("--mount")]) -> None:
+def serve_token(
+    url: Annotated[str, typer.Option("--url")],
+    mount: Annotated[Path, typer.Option("--mount")],
+    ca: Annotated[Path | None, typer.Option("--ca")] = None,
+    cert: Annotated[Path | None, typer.Option("--cert")] = None,
+    key: Annotated[Path | None, typer.Option("--key")] = None,
+) -> None:
     """Serve what the token on standard input opens at a URL."""
-    remote.serve(url, mount)
+    remote.serve(url, mount, Trust(ca, cert, key))
 
 
 def _run(config: Config) -> None:
@@ -94,6 +120,7 @@ def _put_own_commands_first() -> None:
 def mount_command(
     state: State = None, mount: Mount = None, listen: Listen = None, fuse: Fuse = None, store: Store = None,
     config: ConfigFile = None, settings: Settings = None, link: Link = None, token: Token = None, url: Url = None,
+    tls_cert: TlsCert = None, tls_key: TlsKey = None, tls_client_ca: TlsClientCa = None,
     agent: Annotated[str | None, typer.Option("--agent", help="Create this agent if it is absent.")] = None,
     wait: Annotated[float, typer.Option("--wait", help="Seconds until it must be ready.")] = 60.0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until the runtime or mount ends.")] = False,
@@ -102,11 +129,12 @@ def mount_command(
 
     With --token start none: mount what that token opens on one that runs, here or at --url.
     """
-    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store)
+    tls = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
+    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store, **tls)
     opened = remote.wanted(url, token, os.environ)
     with Foreground() if foreground else contextlib.nullcontext() as front:
         if opened is not None:
-            others = {"listen": listen, "store": store, "link": link, "agent": agent}
+            others = {"listen": listen, "store": store, "link": link, "agent": agent, **tls}
             _share(remote.shared(url, opened, given.load().config, wait, front, **others))
         else:
             _start(Start(given.load().config, given.words(), wait, front), link, agent)
@@ -184,7 +212,7 @@ def _look(home: StateDir) -> tuple[int, dict[str, object]]:
         return NOT_RUNNING, about
     if running is None or running.pid != pid:
         return NOT_READY, about | {"missing": "runtime.json"}
-    missing = unready(running)
+    missing = unready(running, home)
     about |= {"url": running.url, "mount": running.mount, "version": running.version}
     return (NOT_READY if missing else 0), about | {"is_ready": not missing, "missing": missing or None}
 

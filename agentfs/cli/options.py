@@ -22,6 +22,11 @@ Mount = Annotated[str | None, typer.Option("--mount", metavar="DIR", help="Mount
 Listen = Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where HTTP is served.")]
 Fuse = Annotated[bool | None, typer.Option("--fuse/--no-fuse", help="Serve a mount beside HTTP.")]
 Store = Annotated[str | None, typer.Option("--store", metavar="sqlite|memory", help="Store provider.")]
+TlsCert = Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Serve HTTPS only, as this PEM says.")]
+TlsKey = Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="The private key of --tls-cert.")]
+TlsClientCa = Annotated[
+    str | None, typer.Option("--tls-client-ca", metavar="FILE", help="Clients need a certificate of this authority.")
+]
 ConfigFile = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="Instead of STATE/config.toml.")]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="Any option, e.g. limits.handles=64; repeat.")
@@ -61,5 +66,5 @@ class Given:
             if name == "fuse" and value is not None:
                 words.append("--fuse" if value else "--no-fuse")
             elif value is not None:
-                words.append(f"--{name}={value}")
+                words.append(f"--{name.replace('_', '-')}={value}")
         return words + [f"--set={setting}" for setting in self._settings]

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -24,7 +24,7 @@ from agentfs.cli.start import POLL_SECONDS, Foreground, abandon, detached, ready
 from agentfs.config import Config
 from agentfs.errors import error, only
 from agentfs.faces.fuse.place import Mounted, unmount
-from agentfs.providers.remote import RemoteService
+from agentfs.providers.remote import RemoteService, Trust, found
 from agentfs.state import StateDir
 from agentfs.types import ROOT
 
@@ -42,6 +42,7 @@ class Share:
     state: StateDir
     patience: float = 60.0
     foreground: Foreground | None = None
+    trust: Trust = field(default_factory=Trust)
 
 
 def wanted(url: str | None, token: str | None, env: Mapping[str, str]) -> str | None:
@@ -68,7 +69,8 @@ def shared(
     running = state.running() if url is None else None
     if url is None and running is None:
         raise error(errno.ENOENT, str(state.runtime), "no runtime has this state directory; name one with --url")
-    return Share(url or (running.url if running else ""), token, config.mount, state, patience, foreground)
+    trust = found(os.environ, None if url else state.ca)
+    return Share(url or (running.url if running else ""), token, config.mount, state, patience, foreground, trust)
 
 
 def start(share: Share, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
@@ -86,12 +88,14 @@ def start(share: Share, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
 
 
 async def _check(share: Share) -> None:
-    async with RemoteService(share.url, share.token) as service:
+    async with RemoteService(share.url, share.token, trust=share.trust) as service:
         await service.stat(ROOT)
 
 
 def _spawn(share: Share) -> tuple[subprocess.Popen[bytes], int | None]:
     command = [sys.executable, "-m", "agentfs.cli", "serve-token", f"--url={share.url}", f"--mount={share.place}"]
+    named = {"ca": share.trust.ca, "cert": share.trust.cert, "key": share.trust.key}
+    command += [f"--{name}={file}" for name, file in named.items() if file]
     told, telling = os.pipe()
     try:
         os.write(telling, f"{share.token}\n".encode())  # far less than a pipe holds
@@ -136,19 +140,19 @@ def stop(place: Path, say: Callable[[str], None]) -> bool:
     return True
 
 
-def serve(url: str, place: Path) -> None:
+def serve(url: str, place: Path, trust: Trust) -> None:
     """Serve the mount, with the token that is on standard input, until it is taken off or SIGTERM or SIGINT comes."""
     logline.configure("info")
     try:
-        trio.run(_serve, url, sys.stdin.readline().strip(), place)
+        trio.run(_serve, url, sys.stdin.readline().strip(), place, trust)
     except BaseExceptionGroup as group:
         raise only(group) from group
 
 
-async def _serve(url: str, token: str, place: Path) -> None:
+async def _serve(url: str, token: str, place: Path, trust: Trust) -> None:
     from agentfs.faces.fuse.mount import serve as serve_mount  # an extra: only a mount needs libfuse
 
-    async with RemoteService(url, token) as service, trio.open_nursery() as nursery:
+    async with RemoteService(url, token, trust=trust) as service, trio.open_nursery() as nursery:
         nursery.start_soon(_end, nursery.cancel_scope)
         await serve_mount(service, place, subtype=SUBTYPE)
         nursery.cancel_scope.cancel()

@@ -49,7 +49,7 @@ def rows(items: Iterable[Mapping[str, object]], form: Format | None) -> None:
     elif chosen is Format.JSONL:
         for item in listed:
             typer.echo(msgspec.json.encode(item))
-    else:
+    elif listed:
         _table([[key.upper() for key in listed[0]], *([_cell(v) for v in item.values()] for item in listed)])
 
 

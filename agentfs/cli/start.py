@@ -22,6 +22,7 @@ from urllib.parse import quote, urlsplit
 from agentfs.cli import mounts, process
 from agentfs.config import Config
 from agentfs.errors import error
+from agentfs.providers.remote import Trust, found
 from agentfs.state import Running, StateDir
 
 POLL_SECONDS: Final = 0.05
@@ -115,6 +116,10 @@ def ready_place(place: Path, say: Callable[[str], None]) -> None:
 
 
 def _launch(plan: Start) -> Started:
+    if plan.config.tls_cert:
+        from agentfs.faces.http import tls  # here, so that every other command works without what a runtime needs
+
+        tls.gate(plan.config.tls_cert, plan.config.tls_key, plan.config.tls_client_ca)  # refuses bad files here and now
     command = [sys.executable, "-m", "agentfs.cli", "serve", *plan.words]
     since = None
     if plan.foreground:
@@ -149,7 +154,7 @@ def _await(plan: Start, pid: int, is_alive: Callable[[], bool], since: int | Non
         running = plan.state.running()
         if running is not None and running.pid == pid:
             _agree(plan, running)
-            missing = unready(running)
+            missing = unready(running, plan.state)
             if not missing:
                 return running
         time.sleep(POLL_SECONDS)
@@ -175,10 +180,10 @@ def _agree(plan: Start, running: Running) -> None:
         raise error(errno.EBUSY, str(plan.state.path), detail)
 
 
-def unready(running: Running) -> str:
-    """What of *running* does not answer yet, or "" when all does."""
+def unready(running: Running, state: StateDir) -> str:
+    """What of *running*, the runtime of *state*, does not answer yet, or "" when all does."""
     try:
-        status, body = call(running.url, "GET", "/readyz", seconds=5.0)
+        status, body = call(running.url, "GET", "/readyz", seconds=5.0, trust=_trust(state))
     except OSError as exc:
         return f"{running.url}/readyz: {exc}"
     if status != 200:
@@ -192,10 +197,22 @@ def unready(running: Running) -> str:
     return "" if mounts.probe(place / "agents") == 0 else f"{place}: the mount does not answer"
 
 
-def call(url: str, method: str, path: str, token: str = "", seconds: float = 10.0) -> tuple[int, str]:
-    """One HTTP request to a runtime on this machine: status and body. ENOTCONN when it cannot be reached."""
+def _trust(state: StateDir) -> Trust:
+    return found(os.environ, state.ca, is_operator=True)
+
+
+def call(
+    url: str, method: str, path: str, token: str = "", seconds: float = 10.0, trust: Trust | None = None
+) -> tuple[int, str]:
+    """One HTTP request to a runtime on this machine: status and body.
+
+    ENOTCONN when it cannot be reached; ENOENT or EINVAL when the files of *trust*, for an https *url*, will not do.
+    """
     parts = urlsplit(url)
     connection = http.client.HTTPConnection(parts.hostname or "", parts.port, timeout=seconds)
+    if parts.scheme == "https":
+        context = (trust or Trust()).context()
+        connection = http.client.HTTPSConnection(parts.hostname or "", parts.port, timeout=seconds, context=context)
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with contextlib.closing(connection):
         try:
@@ -208,7 +225,8 @@ def call(url: str, method: str, path: str, token: str = "", seconds: float = 10.
 
 def make_agent(state: StateDir, running: Running, name: str) -> bool:
     """Create the agent *name* if it is absent; whether it was. EIO with the runtime's words when refused."""
-    status, body = call(running.url, "MKCOL", f"/agents/{quote(name, safe='')}", state.token.read_text().strip())
+    token, path = state.token.read_text().strip(), f"/agents/{quote(name, safe='')}"
+    status, body = call(running.url, "MKCOL", path, token, trust=_trust(state))
     if status not in (201, 409):
         raise error(errno.EIO, f"agents/{name}", f"the runtime answered {status}: {body.strip()[:300]}")
     return status == 201

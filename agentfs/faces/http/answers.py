@@ -36,9 +36,10 @@ def refusal(row: Row, path: str, detail: str, status: int | None = None) -> Resp
     return json({"errno": row.name, "path": path, "detail": detail}, headers, code)
 
 
-def unauthorised(path: str) -> Response:
-    """No token, or one that nobody has."""
-    return refusal(BY_ERRNO[errno.EACCES], path, "want Authorization: Bearer TOKEN", 401)
+def unauthorised(path: str, *, is_mutual: bool = False) -> Response:
+    """No token, or one that nobody has; *is_mutual*: a certificate of nobody, or a token of somebody else."""
+    mutual = "want a certificate of the operator or an agent, and no token of another principal"
+    return refusal(BY_ERRNO[errno.EACCES], path, mutual if is_mutual else "want Authorization: Bearer TOKEN", 401)
 
 
 def about(st: Stat) -> dict[str, str]:

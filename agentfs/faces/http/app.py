@@ -25,6 +25,8 @@ from agentfs.types import Kind, Principal
 log = logging.getLogger(__name__)
 
 Authenticate: TypeAlias = Callable[[str], Principal | None]
+Certified: TypeAlias = Callable[[], Principal | None]
+"""Whom the client's certificate of the connection that asks names; None for nobody, or no longer."""
 Note: TypeAlias = Callable[[Principal, str, str, OSError], None]
 """Told of a request that is refused before a tree is asked: who, what, where, why."""
 
@@ -75,10 +77,10 @@ class Face:
 
     def __init__(
         self, service: FileService, authenticate: Authenticate, limits: Limits, hosts: Collection[str],
-        ready: Callable[[], str | None], note: Note,
+        ready: Callable[[], str | None], note: Note, certified: Certified | None,
     ) -> None:  # fmt: skip
         self._service, self._authenticate, self._limits, self._ready = service, authenticate, limits, ready
-        self._note = note
+        self._note, self._certified = note, certified
         self._hosts = _LOCAL | {host.lower() for host in hosts}
         self._trees: OrderedDict[Principal, FileService] = OrderedDict()
         self._watchers = Watchers(limits.watchers)
@@ -122,10 +124,9 @@ class Face:
         return answers.json(openapi.document()) if path == "/openapi.json" else None
 
     async def _private(self, request: Request) -> Response:
-        kind, _, token = request.headers.get("authorization", "").partition(" ")
-        principal = self._authenticate(token.strip()) if kind.lower() == "bearer" and token else None
+        principal = self._principal(request)
         if principal is None:
-            return answers.unauthorised(request.scope["path"].lstrip("/"))
+            return answers.unauthorised(request.scope["path"].lstrip("/"), is_mutual=self._certified is not None)
         if self._watchers.is_closing:
             raise error(errno.ENOTCONN)
         method = _METHODS.get(request.method)
@@ -142,6 +143,19 @@ class Face:
         if request.method == "GET" and ask.query("watch") is not None:
             return await self._watchers.watch(ask, principal)
         return await (self._verb(ask) if principal.is_operator and not is_dir else method(ask))
+
+    def _principal(self, request: Request) -> Principal | None:
+        """Who asks: the certificate's principal where one is required, which a token can only narrow."""
+        said = request.headers.get("authorization")
+        kind, _, token = (said or "").partition(" ")
+        bearer = self._authenticate(token.strip()) if kind.lower() == "bearer" and token else None
+        if self._certified is None:
+            return bearer
+        owner = self._certified()
+        if owner is None or said is None:
+            return owner
+        is_same = bearer is not None and (bearer.role, bearer.name) == (owner.role, owner.name)
+        return bearer if is_same else None
 
     async def _verb(self, ask: Ask) -> Response:
         path, line = verbs.resolve(ask.request.method, ask.path)
@@ -171,14 +185,15 @@ class Face:
 
 def app(
     service: FileService, authenticate: Authenticate, limits: Limits, *, hosts: Collection[str],
-    ready: Callable[[], str | None], note: Note,
+    ready: Callable[[], str | None], note: Note, certified: Certified | None = None,
 ) -> Face:  # fmt: skip
     """The HTTP face over *service*: a token selects a principal by *authenticate*, and the tree is attached to it.
 
     *hosts* are accepted in a Host header beside loopback names; *ready* gives None, or what is missing;
-    *note* is told of requests refused before a tree is asked.
+    *note* is told of requests refused before a tree is asked. With *certified* the client's certificate selects the
+    principal, and a token is one of that principal's or refused.
     """
-    return Face(service, authenticate, limits, hosts, ready, note)
+    return Face(service, authenticate, limits, hosts, ready, note, certified)
 
 
 def _host(header: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import socket
+import ssl
 from collections.abc import Awaitable, Callable
 
 import trio
@@ -16,15 +17,35 @@ from agentfs.faces.http.app import Face
 GRACE_SECONDS = 10.0
 
 
+class _Settings(Config):
+    """hypercorn's settings with a TLS context made here, where hypercorn would read certificate files once."""
+
+    ssl_handshake_timeout = GRACE_SECONDS
+
+    def __init__(self, tls: ssl.SSLContext | None) -> None:
+        super().__init__()
+        self._tls = tls
+
+    @property
+    def ssl_enabled(self) -> bool:
+        """Whether this face speaks TLS, and nothing else."""
+        return self._tls is not None
+
+    def create_ssl_context(self) -> ssl.SSLContext | None:
+        """The context of every connection."""
+        return self._tls
+
+
 async def serve(
-    face: Face, listen: str, *, shutdown: Callable[[], Awaitable[object]],
+    face: Face, listen: str, *, shutdown: Callable[[], Awaitable[object]], tls: ssl.SSLContext | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:  # fmt: skip
     """Serve *face* at ``HOST:PORT`` (port 0: any) until *shutdown* returns, then at most 10 s for what runs.
 
-    Started with the address bound. Raises OSError (EADDRINUSE ...) when it cannot bind.
+    Over *tls* only where that is given. Started with the address bound. Raises OSError (EADDRINUSE ...) when it
+    cannot bind.
     """
-    config = Config()
+    config = _Settings(tls)
     config.bind = [f"fd://{_bind(listen).detach()}"]
     config.graceful_timeout = GRACE_SECONDS
     config.accesslog = config.errorlog = None
@@ -42,7 +63,7 @@ async def serve(
                 config, shutdown_trigger=trigger, mode="asgi", task_status=task_status,
             )
         )  # fmt: skip
-        task_status.started(binds[0].removeprefix("http://"))
+        task_status.started(binds[0].partition("://")[2])
 
 
 def _bind(listen: str) -> socket.socket:

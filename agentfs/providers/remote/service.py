@@ -17,6 +17,7 @@ import httpx
 from agentfs.errors import error
 from agentfs.limits import Limits
 from agentfs.providers.remote.files import open_file
+from agentfs.providers.remote.trust import Trust
 from agentfs.providers.remote.watch import Pause, Watch, WatchHandle
 from agentfs.providers.remote.wire import Wire, stat_of, stats_of, target, wishes
 from agentfs.service import FileHandle, FileService
@@ -29,13 +30,15 @@ class RemoteService(FileService):
     """The tree at *url* as the owner of *token* sees it. Close it, or use it as a context.
 
     Beside what the files say every operation may raise EACCES (the token), ENOTCONN (no connection, or it broke; the
-    next operation tries anew) and ETIMEDOUT. *pause* sleeps between attempts to resume a lost stream.
+    next operation tries anew) and ETIMEDOUT. *trust* is for an https URL. *pause* sleeps between attempts to resume a
+    lost stream.
     """
 
     def __init__(
-        self, url: str, token: str, *, pause: Pause = anyio.sleep, transport: httpx.AsyncBaseTransport | None = None
-    ) -> None:
-        self._wire, self._pause = Wire(url, token, transport=transport), pause
+        self, url: str, token: str, *, pause: Pause = anyio.sleep, transport: httpx.AsyncBaseTransport | None = None,
+        trust: Trust | None = None,
+    ) -> None:  # fmt: skip
+        self._wire, self._pause = Wire(url, token, transport=transport, trust=trust), pause
 
     async def aclose(self) -> None:
         """Drop the connections. Idempotent."""

@@ -17,6 +17,7 @@ import httpx
 import msgspec
 
 from agentfs.errors import error, from_wire
+from agentfs.providers.remote.trust import Trust, refusal
 from agentfs.types import Kind, Path, Qid, Stat, Want, clean, join, parse_time
 
 T = TypeVar("T")
@@ -90,10 +91,13 @@ def wishes(want: Want) -> dict[str, str]:
 class Wire:
     """One runtime and one token. Safe for concurrent use in one event loop; `aclose` drops the connections.
 
-    Every request may raise what the answer names, ENOTCONN when there is no connection, ETIMEDOUT without an answer.
+    *trust* is for an https URL: ENOENT, EINVAL when its files will not do. Every request may raise what the answer
+    names, ENOTCONN when there is no connection, ETIMEDOUT without an answer.
     """
 
-    def __init__(self, url: str, token: str, *, transport: httpx.AsyncBaseTransport | None = None) -> None:
+    def __init__(
+        self, url: str, token: str, *, transport: httpx.AsyncBaseTransport | None = None, trust: Trust | None = None
+    ) -> None:
         self.url = _base(url)
         if not token or len(token) > _TOKEN_MAX or not token.isascii() or not token.isprintable() or " " in token:
             raise error(errno.EACCES, self.url, "the token is empty, or holds what no token can hold")
@@ -102,6 +106,7 @@ class Wire:
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=_IDLE_S),
             transport=transport,
+            verify=(trust or Trust()).context() if self.url.startswith("https:") else True,
             trust_env=False,  # the environment's proxies and .netrc must never see a token meant for this runtime alone
         )
 
@@ -134,16 +139,20 @@ class Wire:
 
     @contextlib.contextmanager
     def translated(self, path: Path) -> Iterator[None]:
-        """Turn what httpx raises into ENOTCONN, ETIMEDOUT, EINVAL or EIO."""
+        """Turn what httpx raises into ENOTCONN, ETIMEDOUT, EINVAL, EIO, or EACCES for what TLS refuses."""
         try:
             yield
         except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
+            if refused := refusal(exc):
+                raise error(errno.EACCES, path, refused) from exc
             raise _unreachable(path, f"cannot reach {self.url}: {_words(exc)}") from exc
         except httpx.TimeoutException as exc:
             raise error(errno.ETIMEDOUT, path, f"no answer from {self.url}") from exc
         except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as exc:
             raise error(errno.EINVAL, path, str(exc)) from exc
         except (httpx.TransportError, httpx.StreamError) as exc:
+            if refused := refusal(exc):
+                raise error(errno.EACCES, path, refused) from exc
             raise _unreachable(path, f"connection to {self.url} broke: {_words(exc)}") from exc
         except httpx.HTTPError as exc:
             raise error(errno.EIO, path, str(exc)) from exc
