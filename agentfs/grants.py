@@ -20,16 +20,25 @@ _WORDS: Final = (*_MONEY, "approvers", "trust", "rate")
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """One mount's level; ``policy`` exactly when it is ``budgeted``; ``rate``: opens and changes a second, or None."""
+    """One mount's level; ``policy`` exactly when it is ``budgeted``; ``rate``: opens and changes a second, or None.
+
+    ``is_partial``: only a subtree of the service is bound, so that what is not there is reached through files alone.
+    """
 
     level: str = "read_write"
     policy: Policy | None = None
     rate: int | None = None
+    is_partial: bool = False
+
+    @property
+    def is_readable(self) -> bool:
+        """Whether a program that has it may read all of the service."""
+        return self.level != "disabled" and not self.is_partial
 
     @property
     def is_writable(self) -> bool:
-        """Whether whoever has it may change what is mounted."""
-        return self.level in ("read_write", "budgeted")
+        """Whether a program that has it may change all of the service."""
+        return self.level in ("read_write", "budgeted") and not self.is_partial
 
 
 def parse(words: Sequence[str]) -> Grant:

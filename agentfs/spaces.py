@@ -11,6 +11,7 @@ import shlex
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import lru_cache
 
 import anyio
@@ -79,16 +80,17 @@ class Mounts:
         for line in script.split("\n"):
             match shlex.split(line, comments=True):
                 case ["mount", name, _, *rest]:
-                    self._take(found, name, flag_of(rest)[1])
+                    self._take(found, name, self.grant_of(name, flag_of(rest)[1]))
                 case ["bind", new, _, *rest] if new.startswith("#"):
-                    self._take(found, new[1:].partition("/")[0], flag_of(rest)[1])
+                    name, _, root = new[1:].partition("/")
+                    self._take(found, name, replace(self.grant_of(name, flag_of(rest)[1]), is_partial=bool(root)))
         return found
 
-    def _take(self, found: dict[str, Grant], name: str, options: Sequence[str]) -> None:
-        grant = self.grant_of(name, options)
-        known = found.setdefault(name, grant)
+    def _take(self, found: dict[str, Grant], name: str, grant: Grant) -> None:
+        known = found.get(name, grant)
         if known.policy != grant.policy:
             raise error(errno.EINVAL, detail=f"{name}: mounted with two budgets")
+        found[name] = grant if known.is_partial else known
 
     def check(self, script: str) -> None:
         """EINVAL naming line and reason unless *script* can be mounted."""

@@ -131,3 +131,33 @@ async def test_a_change_of_autonomy_counts_at_once(store: Store, clock: ManualCl
         assert [st.name for st in await own.list(Path(""))] == ["also", "mine", "ns"]
         await fails(errno.ENOENT, own.stat(Path("kv")))
         assert b"remounted" in await whole(tree, "agents/a/logs/trajectory")
+
+
+async def test_a_program_reaches_no_more_than_its_files_do(store: Store, clock: ManualClock) -> None:
+    """Only a subtree of kv is bound, or none of it: what a program calls is refused as well."""
+
+    async def act(agent: Script, ctx: AgentContext, trigger: Trigger) -> None:
+        match trigger.payload:
+            case "get":
+                await ctx.kv.get("other")
+            case "keys":
+                await ctx.kv.keys()
+            case _:
+                ctx.kv.put("other", "x")
+
+    Script.act = act
+    async with running(store, clock) as engine:
+        house, _ = build(engine, DEFAULT, lambda config: None, {})
+        tree = house.attach(OPERATOR)
+        await engine.create("a", settings(retry={"attempts": 1}))
+        for table in ("bind '#kv/x' /kx\nmount ns /\n", "mount kv /kv disabled\nmount ns /\n", "mount ns /\n"):
+            await put(tree, table.encode(), "agents/a/ns")
+            for verb in ("get", "keys", "put"):
+                await send(engine, "a", verb, id=f"{verb}-{len(table)}")
+        await settle(engine)
+        letters = await dead(engine, "a")
+        assert len(letters) == 9 and {letter.reason[:6] for letter in letters} == {"EACCES"}
+        await put(tree, b"bind '#kv/x' /kx\nmount kv /kv\n", "agents/a/ns")
+        await send(engine, "a", "keys", id="whole")
+        await settle(engine)
+        assert len(await dead(engine, "a")) == 9

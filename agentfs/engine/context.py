@@ -41,12 +41,13 @@ _NEEDS: dict[type[AnyEffect], str] = {PutKv: "kv", SetAlarm: "schedule", CancelA
 class Kv:
     """The agent's own values within a tick: reads see its own writes, then what is committed."""
 
-    def __init__(self, core: Core, agent: str, add: Callable[[PutKv], None]) -> None:
-        self._core, self._agent, self._add = core, agent, add
+    def __init__(self, core: Core, agent: str, add: Callable[[PutKv], None], check: Callable[[], None]) -> None:
+        self._core, self._agent, self._add, self._check = core, agent, add, check
         self._own: dict[str, bytes | None] = {}
 
     async def get(self, key: str) -> bytes | None:
-        """The value of *key*, or None."""
+        """The value of *key*, or None. EACCES where the mount table does not grant all of kv."""
+        self._check()
         if key in self._own:
             return self._own[key]
         row = await self._core.store.get(KvRow, self._agent, key)
@@ -64,7 +65,8 @@ class Kv:
         self._own[key] = data
 
     async def keys(self) -> Sequence[str]:
-        """All keys, sorted."""
+        """All keys, sorted. EACCES as for `get`."""
+        self._check()
         stored = {row.key for row in await kv_rows(self._core.store, self._agent)}
         return sorted({*stored, *self._own} - {k for k, v in self._own.items() if v is None})
 
@@ -92,7 +94,7 @@ class AgentContext:
         self.agent, self.tick_id, self.state, self.schema = trigger.agent, trigger.tick_id, trigger.state, schema
         self.is_first, self.is_woken = is_first, is_woken
         self.effects: list[AnyEffect] = []
-        self.kv = Kv(core, self.agent, self.add)
+        self.kv = Kv(core, self.agent, self.add, self._check_kv)
         self._seen: set[str] = set()
 
     @property
@@ -119,6 +121,11 @@ class AgentContext:
         if len(self.effects) >= self._core.limits.effects:
             raise error(errno.ENOBUFS, detail=f"more than {self._core.limits.effects} effects in one tick")
         self.effects.append(effect)
+
+    def _check_kv(self) -> None:
+        grant = self._spender.grant("kv")
+        if grant is None or not grant.is_readable:
+            raise error(errno.EACCES, "kv", "not mounted as a whole")
 
     def take(self, effect: AnyEffect) -> None:
         """One effect as an exec program printed it: the same checks as the methods."""
