@@ -144,7 +144,7 @@ class Runtime:
             self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready, note=note, certified=certified
         )
         address = await nursery.start(self._serve, asgi, stopping)
-        self._programs.url = f"{'https' if self._gate else 'http'}://{address}"
+        self._programs.url = f"https://{_named(address)}" if self._gate else f"http://{address}"
         if config.mount is not None:
             await nursery.start(self._mount, config.mount, mounting)
         self._missing = None
@@ -179,6 +179,13 @@ class Runtime:
         running = Running(url=self._programs.url, pid=os.getpid(), mount=place, version=version("agentfs"))
         StateDir(self.config.state).publish(running)
         log.info("ready at %s, mount %s", running.url, place)
+
+
+def _named(address: str) -> str:
+    """*address* as a certificate can name it: of every interface, loopback."""
+    host, _, port = address.rpartition(":")
+    host = {"0.0.0.0": "127.0.0.1", "[::]": "[::1]"}.get(host, host)
+    return f"{host}:{port}"
 
 
 def _shown(config: Config) -> Mapping[str, Any]:

@@ -94,16 +94,14 @@ class Mounts:
 
     def check(self, script: str) -> None:
         """EINVAL naming line and reason unless *script* can be mounted."""
-        Namespace().replay(script, lambda name, options: _Nothing(self.grant_of(name, options)))
+        stands: dict[tuple[str, tuple[str, ...]], Namespace] = {}
+
+        def resolve(name: str, options: tuple[str, ...]) -> Namespace:
+            self.grant_of(name, options)
+            return stands.setdefault((name, options), Namespace())
+
+        Namespace().replay(script, resolve)
         self._grants(script)
-
-
-class _Nothing(Namespace):
-    """Stands for a service while a script is checked."""
-
-    def __init__(self, grant: Grant) -> None:
-        super().__init__()
-        self.grant = grant
 
 
 class Room:

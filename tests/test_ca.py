@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import json
 import stat
+import sys
 from datetime import timedelta
 from pathlib import Path
 
@@ -14,12 +16,30 @@ from machine import Machine
 
 from agentfs import authority
 from agentfs.authority import Pair
+from agentfs.cli import main
 from agentfs.types import OPERATOR
+
+
+class Inside(Machine):
+    """A machine whose `agentfs` runs in this process."""
+
+    def run(self, *words: str, code: int = 0) -> str:
+        out = io.TextIOWrapper(io.BytesIO(), write_through=True)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(SystemExit) as ended:
+            patch.setenv("AGENTFS_STATE", str(self.state.path))
+            patch.setattr(sys, "argv", ["agentfs", *words])
+            patch.setattr(sys, "stdout", out)
+            patch.setattr(sys, "stderr", out)
+            main()
+        out.seek(0)
+        said = out.read()
+        assert (ended.value.code or 0) == code, (words, said)
+        return said
 
 
 @pytest.fixture
 def machine(tmp_path: Path) -> Machine:
-    machine = Machine(tmp_path)
+    machine = Inside(tmp_path)
     machine.run("ca", "init")
     return machine
 
@@ -39,7 +59,9 @@ def refused(machine: Machine, *words: str) -> str:
     return said
 
 
-def test_init_makes_an_authority_once(machine: Machine) -> None:
+def test_init_makes_an_authority_once(tmp_path: Path) -> None:
+    machine = Machine(tmp_path)
+    assert "made now" in machine.run("ca", "init")
     home = machine.state.ca
     made = cert(home / "ca.pem")
     basic = made.extensions.get_extension_for_class(x509.BasicConstraints)
@@ -144,7 +166,7 @@ def test_revoke_by_name_or_serial_and_again(machine: Machine) -> None:
 
 @pytest.mark.parametrize("words", [("issue", "x", "--operator"), ("revoke", "x"), ("list",)])
 def test_without_an_authority(tmp_path: Path, words: tuple[str, ...]) -> None:
-    machine = Machine(tmp_path)
+    machine = Inside(tmp_path)
     assert "agentfs ca init" in refused(machine, *words)
     assert not machine.state.path.exists()
 

@@ -123,8 +123,8 @@ def strangers(site: Site) -> dict[str, str | Path | None]:
     twin = authority.found("agentfs", now)  # of the same name, with another key
     past = authority.client(site.authority, "past", OPERATOR, now - 2 * DAY, now - DAY)
     early = authority.client(site.authority, "early", OPERATOR, now + DAY, now + 2 * DAY)
-    site.run("ca", "issue", "gone", "--operator")
-    site.run("ca", "revoke", "gone")
+    site.issue("gone")
+    site.desk.revoke("gone")
     return {
         "none": None,
         "twin": site.keep("twin", authority.client(twin, "operator", OPERATOR, now - DAY, now + DAY)),
@@ -164,8 +164,8 @@ def test_the_client_is_told_why(site: Site) -> None:
             site.get("/", cert)
         return str(caught.value).lower()
 
-    site.run("ca", "issue", "told", "--operator")
-    site.run("ca", "revoke", "told")
+    site.issue("told")
+    site.desk.revoke("told")
     assert "certificate required" in said(None)
     assert "certificate revoked" in said("told")
 
@@ -173,7 +173,7 @@ def test_the_client_is_told_why(site: Site) -> None:
 @pytest.mark.parametrize("newest", VERSIONS)
 def test_revoked_while_the_runtime_runs(site: Site, newest: ssl.TLSVersion) -> None:
     name = f"short-{newest.name.lower().replace('_', '-')}"
-    site.run("ca", "issue", name, "--agent=demo")
+    site.issue(name, "demo")
     context = site.context(name, newest)
     with (
         site.client(name, newest=newest) as http,
@@ -202,8 +202,8 @@ def test_revoked_while_the_runtime_runs(site: Site, newest: ssl.TLSVersion) -> N
 def test_a_lost_or_damaged_list_lets_nobody_back_in(site: Site, damage: bytes | None) -> None:
     crl = site.home / "crl.pem"
     name = f"lost-{len(damage) if damage is not None else 'all'}"
-    site.run("ca", "issue", name, "--operator")
-    site.run("ca", "revoke", name)
+    site.issue(name)
+    site.desk.revoke(name)
     with pytest.raises(httpx.TransportError):
         site.get("/", name)
     whole = crl.read_bytes()
@@ -239,8 +239,8 @@ def test_a_server_certificate_is_renewed_without_a_restart(site: Site) -> None:
             return str(shown["serialNumber"])
 
     before = serial()
-    site.run("ca", "revoke", "server")
-    site.run("ca", "issue", "server", "--server=localhost", "--server=127.0.0.1")
+    site.desk.revoke("server")
+    site.issue("server", hosts=["localhost", "127.0.0.1"])
     assert serial() != before
 
 
@@ -300,12 +300,15 @@ async def test_the_remote_tree_over_tls(site: Site) -> None:
 
 
 def test_without_a_client_authority_a_token_is_enough(tmp_path: Path) -> None:
-    with Site(tmp_path, mutual=False).running() as site:
+    site = Site(tmp_path, mutual=False)
+    site.machine.env["AGENTFS_LISTEN"] = f"0.0.0.0:{site.machine.port}"
+    with site.running():
         token = site.machine.state.token.read_text().strip()
         assert site.get("/agents/demo/status", None, token).status_code == 200
         assert site.get("/agents/demo/status", "operator").status_code == 401
         assert site.ctl("status", "demo")[0] == 0
         assert site.machine.look()["is_ready"] is True
+        assert site.machine.look()["url"] == site.url  # a name that the certificate has
         with pytest.raises(httpx.RemoteProtocolError):
             httpx.get(site.url.replace("https", "http"), trust_env=False)
 

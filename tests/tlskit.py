@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -12,6 +12,7 @@ import httpx
 from machine import Machine
 
 from agentfs.authority import Pair
+from agentfs.cli.desk import Desk
 
 DAY = timedelta(days=1)
 
@@ -22,11 +23,12 @@ class Site:
     def __init__(self, top: Path, *, mutual: bool = True) -> None:
         self.machine = Machine(top)
         self.home, self.top = self.machine.state.ca, top
-        self.run("ca", "init")
-        self.run("ca", "issue", "server", "--server=localhost", "--server=127.0.0.1")
-        self.run("ca", "issue", "operator", "--operator")
+        self.desk = Desk(self.machine.state)
+        self.desk.init()
+        self.issue("server", hosts=["localhost", "127.0.0.1"])
+        self.issue("operator")
         for agent in ("demo", "other"):
-            self.run("ca", "issue", agent, f"--agent={agent}")
+            self.issue(agent, agent)
         self.machine.env |= {
             "AGENTFS_TLS_CERT": str(self.home / "server.pem"),
             "AGENTFS_TLS_KEY": str(self.home / "server.key"),
@@ -44,6 +46,10 @@ class Site:
 
     def run(self, *words: str, code: int = 0) -> str:
         return self.machine.run(*words, code=code)
+
+    def issue(self, name: str, agent: str | None = None, hosts: Sequence[str] = ()) -> None:
+        """Issue a certificate for *agent*, or a server, or the operator."""
+        self.desk.issue(name, agent, agent is None and not hosts, hosts, 30, None)
 
     @property
     def url(self) -> str:
