@@ -148,7 +148,9 @@ def test_watch_resumes_behind_the_last_record(
     face: Face, capsysbinary: Capture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("agentctl.command.Client", lambda url, token: Client(url, token, sleep=pauses.append))
+    monkeypatch.setattr(
+        "agentctl.command.Client", lambda url, token, trust: Client(url, token, trust=trust, sleep=pauses.append)
+    )
     first = sse("e-1", '{"n":1}') + sse("e-2", '{"n":2}')
     # Dropped in the middle of a record: what was cut off comes again, once.
     face.streams["agents/demo/logs/trace"] = [[first, b"id: e-3\ndata: {"], [BEAT], [sse("e-3", '{"n":3}'), END]]
