@@ -226,6 +226,12 @@ class Watch(FileHandle):
         assert first[0] == "open", first
 
     async def next(self) -> Record | None:
+        try:
+            return await self._next()
+        except StopAsyncIteration:  # the connection was closed: as every client does, resume behind the last record
+            return await self._next()
+
+    async def _next(self) -> Record | None:
         if self._is_over:
             return None
         if self._events is None:

@@ -121,7 +121,7 @@ class Desk:
 
     def _all(self) -> list[About]:
         found = [authority.about(file.read_bytes()) for file in self._issued.glob("*.pem")]
-        return sorted(found, key=lambda about: (about.since, about.name, about.serial))
+        return sorted(found, key=lambda about: (about.name, about.since, about.serial))
 
     @staticmethod
     def _revoked(held: bytes) -> frozenset[int]:
