@@ -262,26 +262,38 @@ class Ledger(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Key:
+    """Which secret key: that of the seed at ``number``, or where there is one ``imported``, as the keeper sealed it.
+
+    ``pubkey`` (32 bytes) must be given along with ``imported``, and is not asked for otherwise.
+    """
+
+    number: int
+    pubkey: bytes = b""
+    imported: bytes = b""
+
+
 class Signer(Protocol):
     """Secret keys that can be used and never read: BIP-340 signatures, NIP-44 encryption, sealing.
 
-    A key is named by its number. Public keys are 32 bytes (x only), digests 32, signatures 64; text is UTF-8.
+    Public keys are 32 bytes (x only), digests 32, signatures 64; text is UTF-8. Safe for concurrent use.
     Raises ENOTCONN when the keeper of the keys is away, EINVAL for what has another form.
     """
 
-    async def pubkey(self, number: int) -> bytes:
+    async def pubkey(self, key: Key) -> bytes:
         """The public half of a key."""
         ...
 
-    async def sign(self, number: int, digest: bytes) -> bytes:
+    async def sign(self, key: Key, digest: bytes) -> bytes:
         """A BIP-340 signature of *digest* with fresh randomness."""
         ...
 
-    async def encrypt(self, number: int, peer: bytes, text: str) -> str:
+    async def encrypt(self, key: Key, peer: bytes, text: str) -> str:
         """*text* for the public key *peer* (NIP-44, version 2)."""
         ...
 
-    async def decrypt(self, number: int, peer: bytes, payload: str) -> str:
+    async def decrypt(self, key: Key, peer: bytes, payload: str) -> str:
         """What *peer* encrypted for this key, in the form of NIP-44 or, from older peers, of NIP-04."""
         ...
 
@@ -290,9 +302,12 @@ class Signer(Protocol):
         ...
 
     async def unseal(self, name: str, sealed: bytes) -> bytes:
-        """The reverse of `seal`. EINVAL when it was tampered with or sealed under another name or by another."""
+        """The reverse of `seal`. EINVAL when it was tampered with or sealed under another name or by another.
+
+        EPERM for the name of an imported key: those are used, and opened for nobody.
+        """
         ...
 
     def verify(self, pubkey: bytes, digest: bytes, signature: bytes) -> bool:
-        """Whether *signature* of *digest* is *pubkey*'s; False for malformed input too."""
+        """Whether *signature* of *digest* is *pubkey*'s; False for malformed input too. Asks no keeper."""
         ...

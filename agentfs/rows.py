@@ -260,7 +260,11 @@ class KeyRow(Row, frozen=True, kw_only=True):
 
 
 class IdentityRow(Row, frozen=True, kw_only=True):
-    """A public key (hex) of an agent; ``until_ns`` is set once another has taken its place."""
+    """A public key (hex) of an agent; ``until_ns`` is set once another has taken its place.
+
+    ``imported`` is its secret key as the keeper sealed it, empty for one of the seed's. ``handover`` is the statement
+    by which the key before this one announced it and ``signature`` (hex) that one's of it.
+    """
 
     TABLE = "identities"
     KEY = ("agent", "number")
@@ -269,6 +273,9 @@ class IdentityRow(Row, frozen=True, kw_only=True):
     pubkey: str
     since_ns: int
     until_ns: int | None = None
+    imported: bytes = b""
+    handover: str = ""
+    signature: str = ""
 
 
 class SecretRow(Row, frozen=True, kw_only=True):

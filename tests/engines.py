@@ -39,6 +39,9 @@ class Script(Agent[dict[str, Any]]):
             await act(self, ctx, trigger)
 
 
+SEED = bytes(range(64))
+
+
 def settings(**fields: Any) -> Settings:
     """Settings for an agent run by `Script`."""
     doc = {"program": {"kind": "inline", "ref": "engines:Script"}, **fields}
@@ -55,7 +58,7 @@ async def running(
         assert isinstance(config.program, InlineProgram)
         return Inline(InlineProgram(ref="engines:Script"))
 
-    engine = Engine(store, clock, limits or Limits(), load, lambda agent: Tree(), secret=secret, signer=Keeper.fresh())
+    engine = Engine(store, clock, limits or Limits(), load, lambda agent: Tree(), secret=secret, signer=Keeper(SEED))
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: engine.run(task_status=task_status))
         yield engine

@@ -9,12 +9,20 @@ from pathlib import Path as FsPath
 import msgspec
 import pytest
 import trio
-from engines import fails
+from engines import SEED, fails, running, settings
 from faces import call, load, put, whole
 
 from agentfs.bech32 import public_of
+from agentfs.engine.engine import Engine
+from agentfs.engine.settings import InlineProgram
+from agentfs.limits import Limits
+from agentfs.providers.clock import ManualClock
 from agentfs.providers.keys import curve, nip44
+from agentfs.providers.keys.keeper import Keeper
+from agentfs.providers.programs.inline import Inline
+from agentfs.providers.store.memory import MemoryStore
 from agentfs.service import FileService
+from agentfs.tree import Tree
 from agentfs.types import Mode, Path
 from agentfs.views import Below
 from conformance.drivers import Driver, in_process
@@ -142,3 +150,54 @@ async def test_secrets_are_written_and_never_read(driver: Driver) -> None:
     assert b"hunter2" not in await whole(agent, "logs/trace") + await whole(agent, "logs/trajectory")
     await agent.remove(Path("secrets/api"))
     assert await load(own, "secrets/status") == {}
+
+
+async def test_a_new_agent_says_its_key(driver: Driver) -> None:
+    made = await call(
+        driver.tree, "agents/new", {"name": "known", "program": {"kind": "inline", "ref": "conformance.program:Echo"}}
+    )
+    status = await load(driver.tree, "agents/known/status")
+    assert (
+        made["pubkey"]
+        == status["pubkey"]
+        == (await whole(driver.tree, "agents/known/identity/pubkey")).decode().strip()
+    )
+
+
+async def test_a_key_from_elsewhere_takes_the_place_of_the_first(tmp_path: FsPath) -> None:
+    """Sealed by the keeper, it is used like any other, and nobody can have it opened."""
+    keeper, secret = Keeper(SEED), bytes(31) + b"\7"
+    key = keeper.adopt(secret)
+    assert secret not in key.imported
+    await fails(errno.EPERM, keeper.unseal(f"key {key.pubkey.hex()}", key.imported))
+    async with running(MemoryStore(clock := ManualClock()), clock) as engine:
+        agent = await engine.create("a", settings())
+        before = await engine.identities.current(agent)
+        await fails(errno.EINVAL, engine.identities.adopt(agent, key.pubkey, key.imported[:-1] + b"x"))
+        await fails(errno.EINVAL, engine.identities.adopt(agent, bytes(31) + b"\1", key.imported))
+        row = await engine.identities.adopt(agent, key.pubkey, key.imported)
+        assert row.pubkey == curve.pubkey(secret).hex() and before.pubkey in row.handover
+        assert curve.verify(
+            bytes.fromhex(before.pubkey), hashlib.sha256(row.handover.encode()).digest(), bytes.fromhex(row.signature)
+        )
+        _, signature = await engine.identities.sign(agent, bytes(32))
+        assert curve.verify(key.pubkey, bytes(32), signature)
+        await fails(errno.EEXIST, engine.identities.adopt(agent, key.pubkey, key.imported))
+        assert (await engine.identities.rotate(agent)).pubkey not in (before.pubkey, row.pubkey)
+
+
+async def test_the_keys_of_another_seed_are_refused_at_the_start(tmp_path: FsPath) -> None:
+    store = MemoryStore(clock := ManualClock())
+    async with running(store, clock) as engine:
+        await engine.identities.current(await engine.create("a", settings()))
+    other = Engine(
+        store,
+        clock,
+        Limits(),
+        lambda agent, config: Inline(InlineProgram(ref="engines:Script")),
+        lambda a: Tree(),
+        signer=Keeper.fresh(),
+    )
+    with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="another seed"), flatten_subgroups=True):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(lambda task_status: other.run(task_status=task_status))

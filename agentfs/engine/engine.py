@@ -88,6 +88,7 @@ class Engine:
             await self.alarms.restore()
             await self.tokens.restore()
             await self.money.restore()
+            await self.identities.restore()
             for agent in await self.core.store.agents(EnvelopeRow):
                 self.workers.wake(agent)
             for sender in await self.delivery.senders():
@@ -265,9 +266,10 @@ class Engine:
         """The document ``status``: derived from the rows each time it is read. ENOENT."""
         row = await self.row(agent)
         state = await self.core.store.get(StateRow, agent) or StateRow(agent=agent)
-        next_ns = await self._next_wake(agent)
+        next_ns, identity = await self._next_wake(agent), await self.identities.of(agent)
         return {
             "id": agent,
+            "pubkey": identity.pubkey if identity else None,
             "state": await self._state(row),
             "is_paused": row.is_paused,
             "is_ticking": self.workers.is_ticking(agent),

@@ -15,11 +15,12 @@ import msgspec
 from agentfs.bech32 import public_of
 from agentfs.engine.core import Core
 from agentfs.errors import error
-from agentfs.ports import Append, AtMost, Change, Expect, Insert, Put, Signer
+from agentfs.ports import Append, AtMost, Change, Expect, Insert, Key, Put, Signer
 from agentfs.rows import AgentRow, IdentityRow, KeyRow
 
 _DIGITS = 10
 _RACES = 64
+_CHECKED = 256
 
 
 def hex_of(text: object, size: int, name: str) -> bytes:
@@ -59,6 +60,10 @@ def event_id(event: dict[str, Any]) -> bytes:
     return hashlib.sha256(msgspec.json.encode(fields)).digest()
 
 
+def _key(row: IdentityRow) -> Key:
+    return Key(int(row.number), bytes.fromhex(row.pubkey), row.imported)
+
+
 class Identities:
     """The identities of all agents over one signer."""
 
@@ -76,21 +81,36 @@ class Identities:
         """All identities of *agent*, the oldest first."""
         return await self._core.store.scan(IdentityRow, agent)
 
+    async def restore(self) -> None:
+        """See to it that the keys are those of the agents that are there. EINVAL when they are another seed's."""
+        for key in await self._core.store.scan(KeyRow, newest=True, limit=_CHECKED) if self._signer else ():
+            row = await self._core.store.get(IdentityRow, key.owner, key.number)
+            if row is not None and not row.imported:
+                if (await self.signer.pubkey(_key(row))).hex() != row.pubkey:
+                    raise error(errno.EINVAL, detail=f"keys: of another seed than those of the agent {row.agent}")
+                return
+
+    async def of(self, agent: str) -> IdentityRow | None:
+        """The identity *agent* has now, if it has any."""
+        rows = [row for row in await self.known(agent) if row.until_ns is None]
+        return rows[-1] if rows else None
+
     async def current(self, agent: str) -> IdentityRow:
         """The identity *agent* has now; its first one is made when it is first asked for. ENOENT for the agent."""
-        rows = [row for row in await self.known(agent) if row.until_ns is None]
-        return rows[-1] if rows else await self._make(agent, None)
+        return await self.of(agent) or await self._make(agent, None)
 
-    async def _make(self, agent: str, before: IdentityRow | None) -> IdentityRow:
+    async def _make(self, agent: str, before: IdentityRow | None, imported: Key | None = None) -> IdentityRow:
         for _ in range(_RACES):
             newest = await self._core.store.scan(KeyRow, newest=True, limit=1)
             number = int(newest[0].number) + 1 if newest else 0
+            key = imported or Key(number)
             row = IdentityRow(
-                agent=agent, number=f"{number:0{_DIGITS}}", pubkey=(await self.signer.pubkey(number)).hex(),
-                since_ns=self._core.clock.now_ns(),
+                agent=agent, number=f"{number:0{_DIGITS}}", pubkey=(await self.signer.pubkey(key)).hex(),
+                since_ns=self._core.clock.now_ns(), imported=key.imported,
             )  # fmt: skip
+            row = await self._handed_over(before, row) if before else row
             try:
-                await self._core.commit(*await self._changes(row, before))
+                await self._core.commit(*self._changes(row, before))
             except OSError as exc:
                 if exc.errno == errno.ESTALE and before is None:  # another made the first one meanwhile
                     return await self.current(agent)
@@ -100,31 +120,39 @@ class Identities:
                 return row
         raise error(errno.EBUSY, detail="keys are being made elsewhere")
 
-    async def _changes(self, row: IdentityRow, before: IdentityRow | None) -> Sequence[Change]:
+    def _changes(self, row: IdentityRow, before: IdentityRow | None) -> Sequence[Change]:
         agent = row.agent
-        about: dict[str, object] = {"event": "rotated" if before else "created", "pubkey": row.pubkey}
         changes: list[Change] = [
             Expect(AgentRow, (agent,), errno=errno.ENOENT),
             Insert(KeyRow(number=row.number, owner=agent), errno.EBUSY),
-            Insert(row),
         ]
         if before is None:
-            changes.append(AtMost(IdentityRow, (agent,), 1, errno.ESTALE))
+            changes.append(AtMost(IdentityRow, (agent,), 0, errno.ESTALE))
         else:
-            about |= await self._handover(before, row)
             still = Expect(IdentityRow, (agent, before.number), "until_ns", None, errno.ESTALE)
             changes += [still, Put(msgspec.structs.replace(before, until_ns=row.since_ns))]
-        return [*changes, Append(agent, "trajectory", self._core.record(agent, "identity", about), chain=True)]
+        about: dict[str, object] = {"event": "rotated" if before else "created", "pubkey": row.pubkey}
+        if before is not None:
+            about |= {"before": before.pubkey, "statement": row.handover, "signature": row.signature}
+        record = self._core.record(agent, "identity", about)
+        return [*changes, Insert(row), Append(agent, "trajectory", record, chain=True)]
 
-    async def _handover(self, before: IdentityRow, row: IdentityRow) -> dict[str, object]:
-        """The rotation as a statement that the old key signs."""
+    async def _handed_over(self, before: IdentityRow, row: IdentityRow) -> IdentityRow:
+        """*row* with the statement of the rotation, which the old key signs."""
         statement = f"agentfs rotation {before.pubkey} {row.pubkey} {row.since_ns}"
-        signature = await self.signer.sign(int(before.number), hashlib.sha256(statement.encode()).digest())
-        return {"before": before.pubkey, "statement": statement, "signature": signature.hex()}
+        signature = await self.signer.sign(_key(before), hashlib.sha256(statement.encode()).digest())
+        return msgspec.structs.replace(row, handover=statement, signature=signature.hex())
 
     async def rotate(self, agent: str) -> IdentityRow:
         """A new key for *agent*, announced in a record that the old one signs; that one verifies for a while."""
         return await self._make(agent, await self.current(agent))
+
+    async def adopt(self, agent: str, pubkey: bytes, sealed: bytes) -> IdentityRow:
+        """Rotate to a key from elsewhere, *sealed* by this runtime's keeper. EINVAL, EEXIST for the present one."""
+        before = await self.current(agent)
+        if before.pubkey == pubkey.hex():
+            raise error(errno.EEXIST, detail="this agent has that key already")
+        return await self._make(agent, before, Key(0, pubkey, sealed))
 
     def use(self, agent: str, row: IdentityRow, op: str, digest: bytes, purpose: str = "") -> None:
         """Record one use of a key."""
@@ -134,14 +162,14 @@ class Identities:
     async def sign(self, agent: str, digest: bytes, purpose: str = "") -> tuple[IdentityRow, bytes]:
         """The identity and its signature of *digest* (32 bytes)."""
         row = await self.current(agent)
-        signature = await self.signer.sign(int(row.number), digest)
+        signature = await self.signer.sign(_key(row), digest)
         self.use(agent, row, "sign", digest, purpose)
         return row, signature
 
     async def encrypt(self, agent: str, peer: bytes, text: str) -> str:
         """*text* encrypted for *peer*."""
         row = await self.current(agent)
-        payload = await self.signer.encrypt(int(row.number), peer, text)
+        payload = await self.signer.encrypt(_key(row), peer, text)
         self.use(agent, row, "encrypt", hashlib.sha256(payload.encode()).digest())
         return payload
 
@@ -150,7 +178,7 @@ class Identities:
         failed: OSError | None = None
         for row in reversed(await self._usable(agent)):
             try:
-                text = await self.signer.decrypt(int(row.number), peer, payload)
+                text = await self.signer.decrypt(_key(row), peer, payload)
             except OSError as exc:
                 failed = failed or exc
                 continue

@@ -1,8 +1,9 @@
 """agents: every agent under its id: ``/agents`` for the operator, and ``/views`` with exactly the agents' own rights.
 
-``new`` (C) takes {"name"?, "program"?, ...the fields of config} and answers {id, status}. ``mkdir NAME`` creates an
-agent with the default program, dormant. ``rmdir NAME`` removes one that is terminated, else ENOTEMPTY; ``rm -r``
-changes nothing. ``/views/<id>`` is the namespace as the agent itself sees it; nothing can be created or removed there.
+``new`` (C) takes {"name"?, "program"?, ...the fields of config} and answers {id, pubkey, status}. ``mkdir NAME``
+creates an agent with the default program, dormant. ``rmdir NAME`` removes one that is terminated, else ENOTEMPTY;
+``rm -r`` changes nothing. ``/views/<id>`` is the namespace as the agent itself sees it; nothing can be created or
+removed there.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from agentfs.service import FileHandle, FileService
 from agentfs.tree import At, Call, Dir, Entry, Info, Tree
 from agentfs.types import NO_WANT, OPERATOR, ROOT, Caveat, Mode, Path, Principal, Qid, Stat, Want
 
-_USAGE = 'write {"name":"NAME","program":{"kind":"exec","argv":["PROGRAM"]}} and read {"id":...,"status":...}\n'
+_USAGE = 'write {"name":"NAME","program":{"kind":"exec","argv":["PROGRAM"]}} and read {"id":...,"pubkey":...}\n'
 
 
 class Register:
@@ -44,12 +45,23 @@ class Register:
         merged = {"program": msgspec.Raw(msgspec.json.encode(self._default.program)), **fields}
         settings = parse_settings(msgspec.json.encode(merged))
         self._check(settings)
+        agent = await self._create(name, settings)
+        identity = await self._engine.identities.of(agent)
+        pubkey = identity.pubkey if identity else None
+        return msgspec.json.encode({"id": agent, "pubkey": pubkey, "status": "dormant"}) + b"\n"
+
+    async def _create(self, name: str, settings: Settings) -> str:
         agent = await self._engine.create(name, settings)
-        return msgspec.json.encode({"id": agent, "status": "dormant"}) + b"\n"
+        try:
+            await self._engine.identities.current(agent)
+        except OSError as exc:
+            if exc.errno != errno.ENOTCONN:  # else the keeper is away: the key is made when it is first used
+                raise
+        return agent
 
     async def mkdir(self, at: At) -> None:
         """Create an agent with the default program."""
-        await self._engine.create(at["id"], self._default)
+        await self._create(at["id"], self._default)
 
     async def rmdir(self, at: At) -> None:
         """Remove a terminated agent."""

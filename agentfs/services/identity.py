@@ -6,12 +6,15 @@ hex; or {"text"}, {"digest"} (32 bytes in hex) or {"event"} (NIP-01), each with 
 ``identity/verify`` (C) takes {"sig", "pubkey"?, and one of text, digest, event} and answers {valid}; without pubkey it
 is about this agent's own keys, those rotated lately included. ``identity/encrypt`` (C) takes {"to", "text"} and answers
 the payload, ``identity/decrypt`` (C) takes {"from", "payload"} and answers the text (NIP-44; from older peers NIP-04).
-``identity/history`` (R) has a line a key, ``identity/ctl`` (X): rotate (the operator's). Signatures are BIP-340 over
+``identity/history`` (R) has a line a key: {pubkey since until handover signature}, where the key before signed the
+SHA-256 of the handover. ``identity/ctl`` (X, the operator's): rotate, or import PUBKEY SEALED, which ``agentfs keys
+import`` makes of a key from elsewhere. Signatures are BIP-340 over
 secp256k1. One handle is one request; each use is a record in the trace, with its purpose and a hash.
 """
 
 from __future__ import annotations
 
+import base64
 import errno
 import hashlib
 from typing import Any
@@ -23,6 +26,7 @@ from agentfs.engine.identity import event_id, hex_of, key_of
 from agentfs.errors import error
 from agentfs.services import Scope, Service, jsonl
 from agentfs.tree import At, Call, Ctl, File, Tree
+from agentfs.tree.nodes import Verb
 from agentfs.types import rfc3339
 
 _WHAT = ("text", "digest", "event")
@@ -48,7 +52,13 @@ class Keys:
         rows = await self._identities.known(self._agent)
         return jsonl(
             [
-                {"pubkey": r.pubkey, "since": rfc3339(r.since_ns), "until": rfc3339(r.until_ns) if r.until_ns else None}
+                {
+                    "pubkey": r.pubkey,
+                    "since": rfc3339(r.since_ns),
+                    "until": rfc3339(r.until_ns) if r.until_ns else None,
+                    "handover": r.handover or None,
+                    "signature": r.signature or None,
+                }
                 for r in rows
             ]
         )
@@ -112,6 +122,14 @@ class Keys:
         """Take a new key; the old one signs the record of it."""
         await self._identities.rotate(self._agent)
 
+    async def adopt(self, at: At, pubkey: str, sealed: str) -> None:
+        """Take a key from elsewhere, as the keeper sealed it."""
+        try:
+            held = base64.b64decode(sealed, validate=True)
+        except ValueError as exc:
+            raise error(errno.EINVAL, at.path, "SEALED: want base64") from exc
+        await self._identities.adopt(self._agent, key_of(pubkey, "PUBKEY"), held)
+
 
 def _request(doc: bytes, fields: set[str]) -> dict[str, Any]:
     try:
@@ -140,6 +158,7 @@ def _digest(request: dict[str, Any]) -> bytes:
 def identity(scope: Scope) -> Tree:
     """The directory ``identity/`` of one agent."""
     keys = Keys(scope)
+    verbs: dict[str, Verb] = {"rotate": keys.rotate, "import": keys.adopt}
     return scope.tree(
         File(name="pubkey", read=keys.pubkey),
         File(name="npub", read=keys.npub),
@@ -148,7 +167,7 @@ def identity(scope: Scope) -> Tree:
         Call(name="verify", answer=keys.verify, usage='write {"text":"...","sig":"..."} and read {"valid":...}\n'),
         Call(name="encrypt", answer=keys.encrypt, usage='write {"to":"KEY","text":"..."} and read the payload\n'),
         Call(name="decrypt", answer=keys.decrypt, usage='write {"from":"KEY","payload":"..."} and read the text\n'),
-        Ctl(name="ctl", verbs={"rotate": keys.rotate}, operator_verbs=frozenset({"rotate"})),
+        Ctl(name="ctl", verbs=verbs, operator_verbs=frozenset(verbs)),
     )
 
 

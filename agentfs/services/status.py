@@ -1,8 +1,9 @@
 """status: what an agent is doing, derived each time it is read.
 
-``status`` (R) is one JSON object: id, state (dormant, active, failed, terminated), is_paused, is_ticking, created_at,
-last_tick_at, last_tick_cause, tick_count, failures in a row, queue_depth, next_wake, storage_bytes, and budget: of
-each budgeted mount the day's (and within a tick the tick's) limit_usd, reserved_usd, spent_usd and remaining_usd.
+``status`` (R) is one JSON object: id, pubkey (hex), state (dormant, active, failed, terminated), is_paused, is_ticking,
+created_at, last_tick_at, last_tick_cause, tick_count, failures in a row, queue_depth, next_wake, storage_bytes, and
+budget: of each budgeted mount the day's (and within a tick the tick's) limit_usd, reserved_usd, spent_usd and
+remaining_usd.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from agentfs.services import Scope, Service, document
 from agentfs.tree import At, File, Info, Tree
 from agentfs.types import Path
 
-_FACETS = ("agents", "states", "inbox", "alarms", "kv", "lifecycle", "accounts")
+_FACETS = ("agents", "states", "inbox", "alarms", "kv", "lifecycle", "accounts", "identities")
 
 
 def status(scope: Scope) -> Tree:
