@@ -1,0 +1,90 @@
+"""Which provider and model a request goes to: what is allowed and can be had, ordered by what the policy prefers.
+
+Pure: offers and measurements come from whoever keeps them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from agentfs.compute.documents import Request
+from agentfs.compute.policy import Policy
+from agentfs.compute.prices import Price, estimate
+
+_WEIGHT = 0.3  # of the newest measurement
+_UNKNOWN_MS = 1_000.0  # latency taken for what was never measured
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """Moving averages of one model at one provider: ms to the first token, tokens a second; 0: never measured."""
+
+    first_ms: float = 0.0
+    tokens_per_s: float = 0.0
+    count: int = 0
+
+    def with_(self, first_ms: float, tokens_per_s: float) -> Measured:
+        """Along with one more measurement; a rate of 0 tells nothing."""
+        return Measured(
+            _mixed(self.first_ms, first_ms),
+            _mixed(self.tokens_per_s, tokens_per_s) if tokens_per_s else self.tokens_per_s,
+            self.count + 1,
+        )
+
+
+def _mixed(before: float, now: float) -> float:
+    return before + _WEIGHT * (now - before) if before else now
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """One model that one provider has now. ``price`` None: nobody knows what it costs."""
+
+    provider: str
+    model: str
+    price: Price | None
+    measured: Measured = Measured()
+
+    def cost(self, request: Request) -> int | None:
+        """What *request* costs here at most."""
+        return None if self.price is None else estimate(self.price, request)
+
+
+def candidates(offers: Sequence[Offer], request: Request, policy: Policy, provider: str, model: str) -> list[Offer]:
+    """The offers for *model* (""; any) at *provider* ("": any) that the policy allows, the preferred first.
+
+    An offer is left out when even its cheapest answer is over the request's maximum: when nothing would be left to
+    come out.
+    """
+    fitting = [
+        offer
+        for offer in offers
+        if provider in ("", offer.provider)
+        and model in ("", offer.model)
+        and policy.allows(offer.provider, offer.model)
+        and _is_affordable(offer, request)
+    ]
+    return sorted(fitting, key=lambda offer: _rank(offer, request, policy))
+
+
+def _is_affordable(offer: Offer, request: Request) -> bool:
+    if request.max_cost_usd is None or offer.price is None:
+        return True
+    least = offer.price.output_tokens(request.max_cost_usd, 0)
+    return least is None or least > 0
+
+
+def _rank(offer: Offer, request: Request, policy: Policy) -> tuple[float, float, str, str]:
+    cost = offer.cost(request)
+    known = float("inf") if cost is None else float(cost)
+    first_ms = offer.measured.first_ms or _UNKNOWN_MS
+    names = (offer.provider, offer.model)
+    match policy.prefer:
+        case "cost":
+            return known, first_ms, *names
+        case "latency":
+            return first_ms, known, *names
+        case "quality":
+            return -offer.measured.tokens_per_s, first_ms, *names
+    return (known + 1) * first_ms, first_ms, *names
