@@ -27,9 +27,18 @@ DEMO: Final = {"kind": "exec", "argv": ["python3", "-m", "agentfs.demo"]}
 
 Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._-]+):[0-9]{1,5}\Z")]
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
 Store = Literal["sqlite", "memory"]
 Level = Literal["debug", "info", "warning", "error"]
+
+
+class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A server of models: what it speaks, where it is, and its key: ``secret:NAME`` of the runtime's secrets."""
+
+    kind: Literal["openai"]
+    url: Text
+    key: Annotated[str, msgspec.Meta(pattern=r"^(secret:[^\x00/]+)?\Z")] = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +59,8 @@ class Config:
     default_program: Mapping[str, Any] = field(default_factory=lambda: dict(DEMO))
     log_level: Level = "info"
     drain_seconds: int = 10
+    providers: Mapping[str, Upstream] = field(default_factory=dict)
+    discover: bool = True
     tls_cert: Path | None = None
     tls_key: Path | None = None
     tls_client_ca: Path | None = None
@@ -87,6 +98,8 @@ def _declared() -> Iterator[Option]:
     yield Option("default_program", dict[str, Any], DEMO, "config document of an agent made by mkdir")
     yield Option("log_level", Level, "info", "least severe record that is logged")
     yield Option("drain_seconds", Annotated[int, msgspec.Meta(ge=0, le=3600)], 10, "wait for running ticks at a stop")
+    yield Option("providers", dict[Name, Upstream], {}, "servers of models by name: kind, url, key")
+    yield Option("discover", bool, True, "look for servers of models on their usual ports of this machine")
     yield Option("tls_cert", Text, None, "PEM certificate of the HTTP face, which then speaks TLS only")
     yield Option("tls_key", Text, None, "PEM private key of tls_cert")
     yield Option("tls_client_ca", Text, None, "PEM authority of the certificates that clients then need")
@@ -230,7 +243,7 @@ def _read(option: Option, text: str) -> Any:
     """The form that text of a flag or of the environment has: a list by commas, a document as JSON."""
     if option.name == "hosts":
         return [part.strip() for part in text.split(",") if part.strip()]
-    if option.name == "default_program":
+    if option.name in ("default_program", "providers"):
         return msgspec.json.decode(text)
     return text.lower() if option.kind is bool else text
 

@@ -38,6 +38,9 @@ class Limits:
     key_grace_seconds: int = 604_800  # how long a rotated key still verifies and decrypts
     secrets: int = 1_000  # ENOSPC: per agent
     secret_bytes: int = 64 << 10  # EFBIG
+    jobs: int = 10_000  # ENOSPC: requests to models that run or ended lately, per agent
+    jobs_running: int = 256  # requests to models under way at a time; others are pending
+    job_ttl_seconds: int = 604_800  # how long an ended one is kept, with its stream
     agent_handles: int = 512  # EMFILE: per agent or operator's token, with all made from it
     agent_rate: int = 2_000  # EAGAIN, ENOBUFS: opens, changes and writes a second, as above
     agent_write_bytes: int = 64 << 20  # ENOBUFS: bytes written a second, as above

@@ -105,9 +105,10 @@ class AtMost:
 
 @dataclass(frozen=True, slots=True)
 class DropLogs:
-    """Remove every log of *agent*."""
+    """Remove every log of *agent*, or the one called *log*."""
 
     agent: str
+    log: str = ""
 
 
 Change: TypeAlias = Insert | Put | Delete | Append | Trim | Expect | AtMost | DropLogs

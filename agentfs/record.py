@@ -54,6 +54,9 @@ class Log(ABC):
     is_finished: bool = False
     """True when nothing more will be appended (a job's stream, say): followers then end, and late ones replay it."""
 
+    is_finite: bool = False
+    """True when it is one answer (a job's stream), of which a watcher wants the first record too."""
+
     def __init__(self) -> None:
         self.pulse = Pulse()
 
@@ -154,13 +157,13 @@ class Follow:
 
     @classmethod
     async def start(cls, log: Log, cursor: str | None) -> Follow:
-        """Begin behind *cursor*; None: with the next record, or with the first of a log that is finished.
+        """Begin behind *cursor*; None: with the next record, or with the first of one that is finished or finite.
 
         EINVAL for a malformed cursor. A cursor of another epoch, or one the log never gave, begins with a gap.
         """
         heads = await log.heads()
         if cursor is None:
-            return cls(log, heads[-1].next if heads and not log.is_finished else 0)
+            return cls(log, heads[-1].next if heads and not (log.is_finished or log.is_finite) else 0)
         if cursor == OLDEST:
             return cls(log, 0)
         parts = _CURSOR.match(cursor)

@@ -289,7 +289,51 @@ class SecretRow(Row, frozen=True, kw_only=True):
     changed_at_ns: int
 
 
+class JobRow(Row, frozen=True, kw_only=True):
+    """One request to a model (``request``: JSON, without its caller's key); its journal entry has the same id.
+
+    ``state`` is pending, running, streaming, complete, failed or cancelled; ``output`` JSON, "" before the end;
+    ``error`` an errno's name and ``reason`` the words. ``usage`` is JSON, "" when the provider reported none.
+    """
+
+    TABLE = "jobs"
+    KEY = ("agent", "id")
+    agent: str
+    id: str
+    request: str
+    state: str
+    source: str
+    at_ns: int
+    reserved_usd: int
+    max_tokens: int | None = None
+    provider: str = ""
+    model: str = ""
+    output: str = ""
+    finish_reason: str = ""
+    usage: str = ""
+    error: str = ""
+    reason: str = ""
+    cost_usd: int = 0
+    started_ns: int | None = None
+    first_ns: int | None = None
+    done_ns: int | None = None
+    expires_ns: int | None = None
+    version: int = 1
+
+
+class DocumentRow(Row, frozen=True, kw_only=True):
+    """A document that the operator keeps for a service: of *agent*, or for "" of the whole runtime."""
+
+    TABLE = "documents"
+    KEY = ("agent", "name")
+    agent: str
+    name: str
+    text: str
+    changed_at_ns: int
+
+
 TABLES: tuple[type[Row], ...] = (
     AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow, AccountRow, HoldRow,
-    EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow,
+    EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, JobRow,
+    DocumentRow,
 )  # fmt: skip

@@ -20,6 +20,7 @@ import trio
 
 from agentfs import logline
 from agentfs.checked import Checked
+from agentfs.compute.port import ComputeProvider
 from agentfs.config import PASSPHRASE, Config
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
@@ -29,6 +30,7 @@ from agentfs.faces.http import Face, app, serve, tls
 from agentfs.house import build
 from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
+from agentfs.providers.compute import catalog
 from agentfs.providers.keys.keeper import open_sealed, opener
 from agentfs.providers.programs.execute import Execute
 from agentfs.providers.programs.inline import Inline, load_class
@@ -89,18 +91,33 @@ async def opened(config: Config, clock: Clock) -> AsyncIterator[Store]:
             await store.aclose()
 
 
+@asynccontextmanager
+async def models(config: Config) -> AsyncIterator[Mapping[str, tuple[ComputeProvider, str]]]:
+    """The servers of models that *config* names, and those that are found here; closed at the end. EINVAL."""
+    named = {name: (catalog.make(place.kind, place.url), place.key) for name, place in config.providers.items()}
+    here = await catalog.found() if config.discover else {}
+    providers = {name: (provider, "") for name, provider in here.items()} | named
+    try:
+        yield providers
+    finally:
+        with trio.CancelScope(shield=True):
+            for provider, _ in providers.values():
+                await provider.aclose()
+
+
 class Runtime:
     """One runtime: an engine over a store, its house, and the faces that serve it."""
 
     def __init__(
         self, config: Config, store: Store, clock: Clock, operator_token: str, signer: Signer,
-        gate: tls.Gate | None = None,
+        providers: Mapping[str, tuple[ComputeProvider, str]], gate: tls.Gate | None = None,
     ) -> None:  # fmt: skip
         self.config, self.clock, self._store, self._gate = config, clock, store, gate
         self._programs = Programs(config, lambda agent: self.tokens.of_agent(agent))
         self.engine = Engine(
-            store, clock, config.limits, self._programs.load, self._view, secret=operator_token, signer=signer
-        )
+            store, clock, config.limits, self._programs.load, self._view, secret=operator_token, signer=signer,
+            providers=providers,
+        )  # fmt: skip
         self.tokens = self.engine.tokens
         default = parse_settings(msgspec.json.encode({"program": dict(config.default_program)}))
         self._spaces: Spaces
@@ -210,9 +227,9 @@ async def run(config: Config) -> None:
     token = home.token.read_text().strip()
     signer = open_sealed(home.keys, opener(home.keys_key, os.environ.pop(PASSPHRASE, "")))
     try:
-        async with opened(config, clock) as store, trio.open_nursery() as nursery:
+        async with opened(config, clock) as store, models(config) as providers, trio.open_nursery() as nursery:
             nursery.start_soon(_signals, stop)
-            await Runtime(config, store, clock, token, signer, gate).run(stop)
+            await Runtime(config, store, clock, token, signer, providers, gate).run(stop)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise only(group) from group

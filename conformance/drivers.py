@@ -11,7 +11,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path as FsPath
@@ -21,8 +21,9 @@ import anyio
 import msgspec
 
 from agentfs.checked import Checked
+from agentfs.compute.port import ComputeProvider
 from agentfs.engine.audit import audit
-from agentfs.engine.engine import Engine
+from agentfs.engine.engine import NO_PROVIDERS, Engine
 from agentfs.engine.settings import InlineProgram, Settings
 from agentfs.house import build
 from agentfs.limits import Limits
@@ -98,7 +99,9 @@ async def open_store(name: str, folder: FsPath) -> Store:
 
 
 @asynccontextmanager
-async def in_process(store_name: str, folder: FsPath) -> AsyncIterator[Driver]:
+async def in_process(
+    store_name: str, folder: FsPath, providers: Mapping[str, tuple[ComputeProvider, str]] = NO_PROVIDERS
+) -> AsyncIterator[Driver]:
     """A house over a running engine, in this event loop, behind the same checks as every face."""
     store = await open_store(store_name, folder)
     spaces: list[Spaces] = []
@@ -114,7 +117,7 @@ async def in_process(store_name: str, folder: FsPath) -> AsyncIterator[Driver]:
     def view(agent: str) -> FileService:
         return spaces[0].view(Principal("agent", agent))
 
-    engine = Engine(store, SystemClock(), Limits(), load, view, signer=Keeper.fresh())
+    engine = Engine(store, SystemClock(), Limits(), load, view, signer=Keeper.fresh(), providers=providers)
     default = Settings(program=InlineProgram(ref=str(PROGRAM["ref"])))
     house, made = build(engine, default, check, {"store": store_name})
     spaces.append(made)
@@ -131,13 +134,13 @@ async def in_process(store_name: str, folder: FsPath) -> AsyncIterator[Driver]:
 class Runtime:
     """A whole runtime in a child process, with an HTTP address and, if wanted, a mount."""
 
-    def __init__(self, store_name: str, folder: FsPath, *, fuse: bool = True) -> None:
+    def __init__(self, store_name: str, folder: FsPath, *, fuse: bool = True, settings: Sequence[str] = ()) -> None:
         self.state, self.place = StateDir(folder / "state"), folder / "mnt"
         self.log = folder / "log"
         place = ["--mount", str(self.place)] if fuse else ["--no-fuse"]
         self._argv = [
             sys.executable, "-m", "agentfs.cli", "serve", "--state", str(self.state.path), "--store", store_name,
-            "--listen", "127.0.0.1:0", *place,
+            "--listen", "127.0.0.1:0", "--set", "discover=false", *place, *(f"--set={setting}" for setting in settings),
         ]  # fmt: skip
 
     def start(self) -> None:

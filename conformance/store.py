@@ -245,6 +245,8 @@ async def logs_rotate(bench: Bench) -> None:
     (head,) = await store.log("a", "trajectory")
     assert (head.generation, head.first, head.next) == (1, 1, 2)
     assert head.epoch not in epochs
+    await commit(store, Append("b", "other", b"{}"), DropLogs("b", "trajectory"))
+    assert not await store.log("b", "trajectory") and len(await store.log("b", "other")) == 1
     full = Append("c", "l", b'{"t":1}', limit=16)  # its line has 16 bytes: at its limit, not only over it
     await commit(store, full, full)
     assert [h.first for h in await store.log("c", "l")] == [1, 2]

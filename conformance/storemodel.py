@@ -67,7 +67,8 @@ class Model:
         elif isinstance(change, Append):
             self._append(change)
         elif isinstance(change, DropLogs):
-            self.logs = {name: log for name, log in self.logs.items() if name[0] != change.agent}
+            gone = [n for n in self.logs if n[0] == change.agent and change.log in ("", n[1])]
+            self.logs = {name: log for name, log in self.logs.items() if name not in gone}
         else:
             self._require(change)
         return []

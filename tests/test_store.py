@@ -80,7 +80,7 @@ changes: st.SearchStrategy[Change] = st.one_of(
     st.builds(Trim, st.sampled_from([EnvelopeRow, ReceiptRow]), agents, limits),
     st.builds(AtMost, tables, prefixes, limits),
     st.builds(Expect, st.just(KvRow), keys, st.sampled_from(["", "size"]), st.just(1)),
-    st.builds(DropLogs, agents),
+    st.builds(DropLogs, agents, st.sampled_from(["", "trajectory", "l"])),
 )
 units = st.lists(st.builds(Unit, st.lists(changes, max_size=6).map(tuple)), max_size=8)
 

@@ -69,13 +69,18 @@ def parse(doc: bytes) -> Request:
         raise _wrong("idempotency_key", f"over {KEY_MAX} characters")
     if request.max_cost_usd is not None:
         check_usd("max_cost_usd", request.max_cost_usd)
-    if request.kind not in KINDS and not request.kind.removeprefix(CUSTOM).replace("_", "").isalnum():
+    if request.kind not in KINDS and not _is_custom(request.kind):
         raise _wrong("kind", f"want one of {' '.join(KINDS)}, or {CUSTOM}NAME")
     if request.stream and request.kind not in ("chat", "complete", "image_analyze"):
         raise _wrong("stream", f"{request.kind} has no stream")
     for check in _CHECKS.get(request.kind, ()):
         check(request.input)
     return request
+
+
+def _is_custom(kind: str) -> bool:
+    name = kind.removeprefix(CUSTOM)
+    return name != kind and name.isascii() and name.replace("_", "").replace("/", "").isalnum()
 
 
 def _wrong(name: str, why: str) -> OSError:
@@ -111,6 +116,11 @@ _CHECKS: Final[dict[str, tuple[Callable[[Mapping[str, Any]], None], ...]]] = {
     "chat": (_messages,), "complete": (_text("prompt"),), "embeddings": (_texts,), "image_generate": (_text("prompt"),),
     "image_analyze": (_text("prompt"), _text("image")), "transcribe": (_text("audio"),), "speak": (_text("text"),),
 }  # fmt: skip
+
+
+def family(kind: str) -> str:
+    """*kind* as providers name what they can: all of ``custom:NAME`` are one."""
+    return CUSTOM if kind.startswith(CUSTOM) else kind
 
 
 def texts_of(given: Mapping[str, Any]) -> list[str]:

@@ -5,11 +5,13 @@ No implementation: those are in `agentfs.providers.compute`.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias
 
 from agentfs.compute.documents import Usage
+from agentfs.errors import error
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,18 +40,29 @@ class Part:
     output: Any = None
 
 
-class Unserved(OSError):
-    """A provider did nothing and charges nothing: another may be asked, or this one again where ``is_passing``."""
+Why: TypeAlias = Literal["away", "busy", "failed", "denied", "refused"]
+"""It cannot be reached; it has no room now; it failed; it does not take the key; it does not take the request."""
 
-    is_passing = False
+
+class Unserved(OSError):  # noqa: N818  # not a fault of ours: the provider's answer
+    """A provider did nothing and charges nothing. errno EREMOTEIO, or ENOTCONN when it is away."""
+
+    def __init__(self, why: Why, detail: str) -> None:
+        told = error(errno.ENOTCONN if why == "away" else errno.EREMOTEIO, detail=detail)
+        super().__init__(told.errno, told.strerror)
+        self.why: Why = why
+
+    @property
+    def is_passing(self) -> bool:
+        """Whether it may be otherwise soon, so that the breaker counts it and the same provider may be asked again."""
+        return self.why in ("away", "busy", "failed")
 
 
 class ComputeProvider(Protocol):
     """A server of models. Safe for concurrent use.
 
-    Raises `Unserved` (ENOTCONN away, EACCES for its key, EINVAL for a request it refuses, EAGAIN busy, EREMOTEIO a
-    failure) when nothing was done; any other OSError (EREMOTEIO, ETIMEDOUT) leaves open what was done. Its words are
-    in the detail, cleaned of keys.
+    Raises `Unserved` when nothing was done; any other OSError (EREMOTEIO) leaves open what was done. Its words are in
+    the detail, cleaned of keys.
     """
 
     @property
@@ -68,7 +81,7 @@ class ComputeProvider(Protocol):
         ...
 
     async def models(self, key: str) -> Sequence[str]:
-        """The names of the models it has now."""
+        """The names of the models it has now; it gives up after a few seconds (ETIMEDOUT)."""
         ...
 
     def run(self, task: Task) -> AsyncGenerator[Part]:

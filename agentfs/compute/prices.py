@@ -32,6 +32,11 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         tokens = usage.input_tokens * self.input_usd + usage.output_tokens * self.output_usd
         return self.request_usd + -(-tokens // 1000)
 
+    @property
+    def is_free(self) -> bool:
+        """Whether nothing costs anything."""
+        return not (self.input_usd or self.output_usd or self.request_usd)
+
     def output_tokens(self, max_cost_usd: int, input_tokens: int) -> int | None:
         """How many tokens may come out within *max_cost_usd*; None when they cost nothing."""
         if not self.output_usd:

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import errno
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
 
 import anyio
 import msgspec
 from anyio.abc import TaskGroup, TaskStatus
 
+from agentfs.compute.port import ComputeProvider
 from agentfs.engine import lifecycle
 from agentfs.engine.agent import Program
 from agentfs.engine.alarms import Alarms
@@ -21,8 +22,10 @@ from agentfs.engine.core import Core
 from agentfs.engine.delivery import Delivery
 from agentfs.engine.envelope import Envelope, encode
 from agentfs.engine.identity import Identities
+from agentfs.engine.jobs import Jobs
 from agentfs.engine.ledger import StoreLedger
 from agentfs.engine.mail import Mail
+from agentfs.engine.models import Models
 from agentfs.engine.money import Money
 from agentfs.engine.purse import Grants, pack
 from agentfs.engine.secrets import Secrets
@@ -40,6 +43,7 @@ from agentfs.types import Principal, agent_id, check_name, new_id, rfc3339
 
 log = logging.getLogger(__name__)
 _RACES = 16
+NO_PROVIDERS: Mapping[str, tuple[ComputeProvider, str]] = {}
 RESERVED = frozenset({"operator", "runtime", "schedule", "new", "import"})
 """No agent's name: senders that are no agents, and names beside the agents'."""
 
@@ -57,7 +61,7 @@ class Engine:
     def __init__(
         self, store: Store, clock: Clock, limits: Limits, load: Callable[[str, Settings], Program],
         view: Callable[[str], FileService], ledger: Callable[[Core], Ledger] = StoreLedger, secret: str = "",
-        signer: Signer | None = None,
+        signer: Signer | None = None, providers: Mapping[str, tuple[ComputeProvider, str]] = NO_PROVIDERS,
     ) -> None:  # fmt: skip
         self.core = core = Core(store, clock, limits)
         self.timers = Timers(clock)
@@ -68,6 +72,7 @@ class Engine:
         self.money = Money(core, self.timers, ledger(core), self.mail.running)
         self.tokens = Tokens(core, self.timers, secret)
         self.identities, self.secrets = Identities(core, signer), Secrets(core, signer)
+        self.jobs = Jobs(core, self.timers, self.money, Models(core, self.secrets, providers))
         self._ticks = Ticks(
             core, self.mail, self.alarms, self.timers, self.money, self.secrets, load, view, self._emitted
         )
@@ -87,6 +92,7 @@ class Engine:
             self.workers.start(group, self._ticks)
             await self.alarms.restore()
             await self.tokens.restore()
+            await self.jobs.restore(group)
             await self.money.restore()
             await self.identities.restore()
             for agent in await self.core.store.agents(EnvelopeRow):
@@ -138,6 +144,7 @@ class Engine:
         row = await self.row(agent)
         if row.terminated_at_ns is None:
             raise error(errno.ENOTEMPTY, agent, "terminate the agent first: echo terminate > ctl")
+        self.jobs.close(agent)
         await self.money.close(agent)
         still = Expect(AgentRow, (agent,), "terminated_at_ns", row.terminated_at_ns, errno.ENOENT)
         for alarm in await self.core.store.scan(AlarmRow, agent):
@@ -242,6 +249,7 @@ class Engine:
             case "pause" | "resume":
                 changes.append(Put(msgspec.structs.replace(row, is_paused=verb == "pause")))
             case "terminate" if row.terminated_at_ns is None:
+                self.jobs.close(row.id)
                 changes.append(Put(msgspec.structs.replace(row, terminated_at_ns=self.core.clock.now_ns())))
             case "recover":
                 state = await self.core.store.get(StateRow, row.id)

@@ -120,12 +120,13 @@ class Journal:
         return await self._core.store.get(EffectRow, agent, effect)
 
     async def finish(
-        self, agent: str, effect: str, state: str, *, receipt: Any = None, reason: str = "", cost_usd: int | None = None
-    ) -> EffectRow:
+        self, agent: str, effect: str, state: str, *also: Change, receipt: Any = None, reason: str = "",
+        cost_usd: int | None = None,
+    ) -> EffectRow:  # fmt: skip
         """Record the outcome and settle: *cost_usd* None is "not reported", so all that was reserved is spent.
 
         What a provider took over the reservation is recorded as overrun. EEXIST: another outcome is recorded;
-        the same outcome again changes nothing. ENOENT, EFBIG, EINVAL.
+        the same outcome again changes nothing. *also* is committed along with it. ENOENT, EFBIG, EINVAL.
         """
         row = await self.get(agent, effect)
         if row is None:
@@ -146,7 +147,7 @@ class Journal:
         record = self._record(done, "outcome", **fields, error=reason or None, is_reported=cost_usd is not None)
         still = Expect(EffectRow, (agent, effect), "version", row.version, errno.EEXIST)
         try:
-            await self.ledger.settle(agent, effect, done.spent_usd, still, Put(done), record)
+            await self.ledger.settle(agent, effect, done.spent_usd, still, Put(done), record, *also)
         except (FileExistsError, FileNotFoundError):  # somebody else recorded an outcome meanwhile
             return self._again(await self.get(agent, effect) or row, done)
         self._watch(now_ns + self._ttl_ns)
@@ -157,9 +158,9 @@ class Journal:
             raise error(errno.EEXIST, detail=f"effect is {row.state} already")
         return row
 
-    async def give_up(self, row: EffectRow) -> EffectRow:
+    async def give_up(self, row: EffectRow, *also: Change) -> EffectRow:
         """Nobody can tell what became of *row*: it counts as spent and is never called again by itself."""
-        return await self.finish(row.agent, row.id, UNKNOWN, reason=UNKNOWN_OUTCOME)
+        return await self.finish(row.agent, row.id, UNKNOWN, *also, reason=UNKNOWN_OUTCOME)
 
     # -- time ------------------------------------------------------------------------------------------------------
 

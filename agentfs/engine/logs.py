@@ -65,6 +65,11 @@ class Logs:
         for log in [*logs, *([ring] if ring is not None else [])]:
             log.finish()
 
+    def finish(self, agent: str, name: str) -> None:
+        """Nothing more comes in this log: its followers end. One of the same name may begin anew."""
+        if (log := self._durable.pop((agent, name), None)) is not None:
+            log.finish()
+
     def touch(self, agent: str, name: str) -> None:
         """Records were appended: wake the followers."""
         if (log := self._durable.get((agent, name))) is not None:

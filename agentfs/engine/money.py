@@ -20,7 +20,7 @@ from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.fault import point
 from agentfs.grants import Grant
-from agentfs.ports import Ledger
+from agentfs.ports import Change, Ledger
 from agentfs.rows import AgentRow, EffectRow, HoldRow
 from agentfs.types import Path, Principal
 
@@ -61,8 +61,12 @@ class Money:
             self._core, self.ledger, self.approvals, row.id, service, grant.policy, principal, at, self._tick
         )
 
-    async def begin(self, account: Account, intent: Intent, path: Path, doc: bytes) -> tuple[EffectRow, bool]:
+    async def begin(
+        self, account: Account, intent: Intent, path: Path, doc: bytes, *also: Change
+    ) -> tuple[EffectRow, bool]:
         """`Journal.begin`, with the approval that *account* asks for *doc* at *path*; a replay needs none.
+
+        *also* is committed along with a new entry.
 
         EPERM while it waits for approval.
         """
@@ -70,7 +74,7 @@ class Money:
         known = await self.journal.get(intent.agent, intent.id)
         is_fresh = known is None or known.state == FAILED
         clear = await account.clear(path, doc, intent.max_cost_usd) if is_fresh else ()
-        return await self.journal.begin(intent, *clear)
+        return await self.journal.begin(intent, *clear, *also)
 
     async def restore(self) -> None:
         """Take up what a process that died left: prices on hold are spent, and the journal looks after its own."""

@@ -19,7 +19,7 @@ REFERENCE = "secret:"
 
 
 class Secrets:
-    """The secrets of every agent over one signer."""
+    """The secrets of every agent, and under "" those of the runtime, over one signer."""
 
     def __init__(self, core: Core, signer: Signer | None) -> None:
         self._core, self._signer = core, signer
@@ -37,8 +37,9 @@ class Secrets:
         old, now_ns = await self.row(agent, name), self._core.clock.now_ns()
         at_ns = max(now_ns, old.changed_at_ns + 1) if old else now_ns
         sealed = await self._keeper().seal(f"{agent}/{name}", value)
+        alive = [Expect(AgentRow, (agent,), "terminated_at_ns", None, errno.EPERM)] if agent else []
         changes: list[Change] = [
-            Expect(AgentRow, (agent,), "terminated_at_ns", None, errno.EPERM),
+            *alive,
             Put(SecretRow(agent=agent, name=name, sealed=sealed, changed_at_ns=at_ns)),
             AtMost(SecretRow, (agent,), self._core.limits.secrets, errno.ENOSPC),
         ]

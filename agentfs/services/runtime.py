@@ -3,7 +3,10 @@
 ``status`` (R) is one JSON object: version, pid, started_at, uptime_s, agents, awake, is_draining, storage_bytes,
 free_bytes. ``version`` (R), ``config`` (R, the effective configuration), ``errors`` (S): every error that a mount could
 only say as a number, with path and detail. ``tokens/new`` (C), ``tokens/ctl`` (X)
-and ``tokens/<id>`` (R) are the operator's: see tokens.
+and ``tokens/<id>`` (R) are the operator's: see tokens. ``secrets/<name>`` (W) are the runtime's: what the keys of its
+providers refer to, see secrets. ``compute/prices`` (RW) is the price table {"providers": {NAME: {"input_usd"?,
+"output_usd"?, "request_usd"?}}, "models": {MODEL: ...}}: micro-USD for 1000 tokens and for a request; names of models
+may be globs.
 """
 
 from __future__ import annotations
@@ -13,17 +16,21 @@ from collections.abc import Mapping
 from importlib.metadata import version
 from typing import Any
 
+import msgspec
+
+from agentfs.compute import prices
 from agentfs.engine.engine import Engine
+from agentfs.engine.models import PRICES
 from agentfs.record import Log
 from agentfs.rows import AgentRow
-from agentfs.services import document, tokens
-from agentfs.tree import At, Errors, File, Stream, Tree
+from agentfs.services import document, secrets, tokens
+from agentfs.tree import At, Dir, Errors, File, Stream, Tree
 from agentfs.types import rfc3339
 
 
 def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
     """The directory ``/runtime``; *config* is shown as it is and holds no secret."""
-    core = engine.core
+    core, models = engine.core, engine.jobs.models
     started_ns = core.clock.now_ns()
 
     async def status(at: At) -> bytes:
@@ -51,6 +58,13 @@ def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
     async def errors(at: At) -> Log:
         return core.errors
 
+    async def read_prices(at: At) -> bytes:
+        return document(msgspec.to_builtins(await models.prices()))
+
+    async def write_prices(at: At, doc: bytes) -> None:
+        prices.parse(doc)
+        await models.put("", PRICES, doc, at.want.match)
+
     noted = Errors(lambda path, exc: engine.note_error("", f"runtime/{path}", exc))
     return Tree(
         File(name="status", read=status),
@@ -58,6 +72,8 @@ def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
         File(name="config", read=show_config),
         Stream(name="errors", log=errors),
         tokens.table(engine, ""),
+        secrets.table(engine, "", "secrets"),
+        Dir(name="compute", entries=[File(name="prices", read=read_prices, write=write_prices)]),
         errors=noted,
         limits=core.limits,
     )

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
+from agentfs.engine.engine import Engine
 from agentfs.errors import error
 from agentfs.services import Scope, Service, document
 from agentfs.tree import At, Dir, Entry, File, Info, Tree
@@ -18,10 +19,10 @@ from agentfs.types import check_name, rfc3339
 
 
 class Vault:
-    """The functions behind the table of one agent's secrets."""
+    """The functions behind the table of one agent's secrets, or for "" of the runtime's."""
 
-    def __init__(self, scope: Scope) -> None:
-        self._secrets, self._agent = scope.engine.secrets, scope.agent
+    def __init__(self, engine: Engine, agent: str) -> None:
+        self._secrets, self._agent = engine.secrets, agent
 
     async def status(self, at: At) -> bytes:
         """Which are set, and since when."""
@@ -60,12 +61,17 @@ class Vault:
         return [Entry(row.name, Info(row.changed_at_ns, 0, row.changed_at_ns)) for row in rows]
 
 
-def secrets(scope: Scope) -> Tree:
-    """The directory ``secrets/`` of one agent."""
-    vault = Vault(scope)
+def table(engine: Engine, agent: str, name: str = "") -> Dir:
+    """The directory of the secrets of one agent, or for "" of the runtime's."""
+    vault = Vault(engine, agent)
     each = File(name="{name}", write=vault.write, remove=vault.remove, info=vault.info)
     status = File(name="status", read=vault.status)
-    return scope.tree(root=Dir(entries=[status], each=each, has=vault.has, keys=vault.keys, create=vault.create))
+    return Dir(name=name, entries=[status], each=each, has=vault.has, keys=vault.keys, create=vault.create)
+
+
+def secrets(scope: Scope) -> Tree:
+    """The directory ``secrets/`` of one agent."""
+    return scope.tree(root=table(scope.engine, scope.agent))
 
 
 SERVICE = Service("secrets", "secrets", secrets)

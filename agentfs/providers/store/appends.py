@@ -68,14 +68,15 @@ class Appends:
         self._conn.execute(_ADD, (head.id, seq, head.size, line.decode()))
         return Record(f"{head.epoch}-{seq}", line)
 
-    def drop(self, agent: str) -> list[str]:
-        """Remove every log of *agent*; their names."""
-        rows = self._conn.execute("SELECT id, log FROM logs WHERE agent = ?", (agent,)).fetchall()
+    def drop(self, agent: str, log: str) -> list[str]:
+        """Remove the log *log* of *agent*, or for "" every one; their names."""
+        named = "agent = ? AND (log = ? OR ? = '')"
+        rows = self._conn.execute(f"SELECT id, log FROM logs WHERE {named}", (agent, log, log)).fetchall()
         for number, log in rows:
             self._conn.execute("DELETE FROM records WHERE log = ?", (number,))
             self._touched.discard((agent, log))
             self._heads.pop((agent, log), None)
-        self._conn.execute("DELETE FROM logs WHERE agent = ?", (agent,))
+            self._conn.execute("DELETE FROM logs WHERE id = ?", (number,))
         return sorted({log for _, log in rows})
 
     def save(self) -> None:

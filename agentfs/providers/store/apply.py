@@ -161,7 +161,7 @@ class Tables:
             raise over(shape, change.prefix, change.limit, change.errno)
 
     def _drop_logs(self, change: DropLogs) -> None:
-        self._facets |= {(change.agent, log) for log in self._logs.drop(change.agent)}
+        self._facets |= {(change.agent, log) for log in self._logs.drop(change.agent, change.log)}
 
     def _count(self, shape: Shape, prefix: Key) -> int:
         """Rows below *prefix*: counted once, then kept (counting 100,000 receipts a commit costs milliseconds)."""

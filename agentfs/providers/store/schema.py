@@ -23,9 +23,11 @@ from agentfs.rows import (
     TABLES,
     AccountRow,
     ApprovalRow,
+    DocumentRow,
     EffectRow,
     HoldRow,
     IdentityRow,
+    JobRow,
     KeyRow,
     SecretRow,
     TokenRow,
@@ -58,7 +60,9 @@ class Plan:
         return 1 + len(self.steps)
 
 
-_NEW_TABLES: Final = (AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow)
+_NEW_TABLES: Final = (
+    AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, JobRow, DocumentRow,
+)  # fmt: skip
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
     ("deadletter", "purses", "TEXT", "''"), ("deliveries", "purses", "TEXT", "''"), ("alarms", "purses", "TEXT", "''"),

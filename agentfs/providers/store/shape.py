@@ -150,6 +150,7 @@ def check_change(change: Change) -> None:
         _check_append(change)
     elif isinstance(change, DropLogs):
         check_text(change.agent, "agent")
+        check_text(change.log, "log")
     else:
         _check_reads(change)
     code = getattr(change, "errno", errno.EINVAL)

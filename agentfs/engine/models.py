@@ -1,0 +1,187 @@
+"""`Models`: the providers of models that this runtime has, what each offers now, how it fares, and what it costs.
+
+It asks providers what they have; jobs are run by `agentfs.engine.jobs`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import anyio
+import msgspec
+
+from agentfs.compute import prices
+from agentfs.compute.breaker import Breaker
+from agentfs.compute.documents import Request, family, split_model
+from agentfs.compute.policy import Policy
+from agentfs.compute.port import ComputeProvider
+from agentfs.compute.prices import FREE, Price, Prices
+from agentfs.compute.routing import Measured, Offer, candidates
+from agentfs.engine.core import Core
+from agentfs.engine.secrets import Secrets
+from agentfs.errors import detail_of, error
+from agentfs.ports import Expect, Put
+from agentfs.rows import DocumentRow
+
+log = logging.getLogger(__name__)
+PRICES = "prices"
+_FRESH_NS = 60_000_000_000
+_STALE_NS = 1_000_000_000
+
+
+@dataclass(slots=True)
+class Served:
+    """One provider as this runtime knows it. ``key``: its API key, as a text or ``secret:NAME`` of the runtime's."""
+
+    name: str
+    provider: ComputeProvider
+    key: str = ""
+    models: tuple[str, ...] = ()
+    asked_ns: int | None = None
+    reason: str = ""  # why it could not be asked
+    breaker: Breaker = field(default_factory=Breaker)
+    measured: dict[str, Measured] = field(default_factory=dict)
+
+
+class Models:
+    """All providers of one runtime, by name."""
+
+    def __init__(self, core: Core, secrets: Secrets, providers: Mapping[str, tuple[ComputeProvider, str]]) -> None:
+        self._core, self._secrets = core, secrets
+        self.served = {name: Served(name, provider, key) for name, (provider, key) in providers.items()}
+        self._asking = anyio.Lock()
+
+    async def refresh(self, older_than_ns: int = _FRESH_NS) -> None:
+        """Ask the providers whose list of models is older than that what they have now, all at once."""
+        now_ns = self._core.clock.monotonic_ns()
+        async with self._asking:
+            old = [s for s in self.served.values() if s.asked_ns is None or now_ns - s.asked_ns > older_than_ns]
+            if old:
+                async with anyio.create_task_group() as group:
+                    for served in old:
+                        group.start_soon(self._ask, served)
+
+    async def _ask(self, served: Served) -> None:
+        served.asked_ns = self._core.clock.monotonic_ns()
+        try:
+            served.models, served.reason = tuple(await served.provider.models(await self.key(served))), ""
+        except OSError as exc:
+            served.models, served.reason = (), detail_of(exc)
+        if served.reason:
+            log.info("provider %s: %s", served.name, served.reason)
+
+    async def key(self, served: Served) -> str:
+        """The runtime's key for *served*, "" for none. ENOENT: it refers to a secret that is not set."""
+        return await self._secrets.use("", served.key)
+
+    # -- prices ----------------------------------------------------------------------------------------------------
+
+    async def row(self, agent: str, name: str) -> DocumentRow | None:
+        """A document of the operator's."""
+        return await self._core.store.get(DocumentRow, agent, name)
+
+    async def put(self, agent: str, name: str, text: bytes, match: int | None) -> None:
+        """Replace a document of the operator's. ESTALE: *match* is not its version."""
+        old = await self.row(agent, name)
+        at_ns = max(self._core.clock.now_ns(), old.changed_at_ns + 1 if old else 0)
+        row = DocumentRow(agent=agent, name=name, text=text.decode(), changed_at_ns=at_ns)
+        same = [Expect(DocumentRow, (agent, name), "changed_at_ns", match)] if match is not None else []
+        await self._core.commit(*same, Put(row))
+
+    async def prices(self) -> Prices:
+        """The table as the operator wrote it last."""
+        row = await self.row("", PRICES)
+        return prices.parse(row.text.encode()) if row else Prices()
+
+    # -- routes ----------------------------------------------------------------------------------------------------
+
+    async def offers(self, *, is_all: bool = False) -> Sequence[Offer]:
+        """Every model that can be asked now; *is_all*: also of providers that are given a pause."""
+        table, now_ns = await self.prices(), self._core.clock.monotonic_ns()
+        return [
+            Offer(s.name, model, self._price(table, s, model), s.measured.get(model, Measured()))
+            for s in self.served.values()
+            if is_all or s.breaker.is_available(now_ns)
+            for model in s.models
+        ]
+
+    def _price(self, table: Prices, served: Served, model: str) -> Price | None:
+        found = table.of(served.name, model)
+        return FREE if found is None and served.provider.is_local else found
+
+    async def route(self, request: Request, policy: Policy) -> Sequence[Offer]:
+        """Where *request* may go, the preferred first; lists that are old are asked for again.
+
+        ENOENT: no provider has such a model; EACCES: the policy allows none; ENOTCONN: all are given a pause.
+        """
+        await self.refresh()
+        name, model = split_model(request.model or policy.default_model, self.served)
+        found = await self._fitting(request, policy, name, model)
+        if not found:
+            await self.refresh(_STALE_NS)
+            found = await self._fitting(request, policy, name, model)
+        if not found:
+            raise await self._nowhere(request, policy, name, model)
+        return found
+
+    async def _fitting(self, request: Request, policy: Policy, name: str, model: str) -> Sequence[Offer]:
+        able = [o for o in await self.offers() if family(request.kind) in self.served[o.provider].provider.kinds]
+        return candidates(able, request, policy, name, model)
+
+    async def _nowhere(self, request: Request, policy: Policy, name: str, model: str) -> OSError:
+        """Why there is no route."""
+        everything = await self.offers(is_all=True)
+        named = [o for o in everything if name in ("", o.provider) and model in ("", o.model)]
+        able = [o for o in named if family(request.kind) in self.served[o.provider].provider.kinds]
+        shown = request.model or "any model"
+        if not able:
+            away = [f"{s.name}: {s.reason}" for s in self.served.values() if s.reason]
+            known = " ".join(sorted({o.model for o in everything})[:8]) or "none"
+            detail = f"model: no provider has {shown} for {request.kind}; there are: {known}"
+            return error(errno.ENOENT, detail="; ".join([detail, *away])[:500])
+        allowed = [o for o in able if policy.allows(o.provider, o.model)]
+        if not allowed:
+            return error(errno.EACCES, detail=f"model: the policy does not allow {shown}")
+        if not candidates(allowed, request, policy, name, model):
+            return error(errno.EDQUOT, detail=f"max_cost_usd: {request.max_cost_usd} pays for no token of {shown}")
+        return error(errno.ENOTCONN, detail=f"model: every provider of {shown} failed lately; try again later")
+
+    # -- what came of it -------------------------------------------------------------------------------------------
+
+    def began(self, name: str) -> None:
+        """A request goes to the provider *name*."""
+        served = self.served[name]
+        served.breaker = served.breaker.started(self._core.clock.monotonic_ns())
+
+    def failed(self, name: str) -> None:
+        """It failed before it produced anything."""
+        served = self.served[name]
+        served.breaker = served.breaker.failed(self._core.clock.monotonic_ns())
+
+    def left(self, name: str) -> None:
+        """It was left before anything could be told of it."""
+        served = self.served[name]
+        served.breaker = served.breaker.left()
+
+    def answered(self, name: str, model: str, first_ms: float, tokens_per_s: float) -> None:
+        """It answered, that fast."""
+        served = self.served[name]
+        served.breaker = served.breaker.succeeded()
+        served.measured[model] = served.measured.get(model, Measured()).with_(first_ms, tokens_per_s)
+
+    def about(self, name: str) -> dict[str, object]:
+        """What is known of one provider. ENOENT."""
+        served = self.served.get(name)
+        if served is None:
+            raise error(errno.ENOENT, detail=f"no provider {name!r}")
+        state = served.breaker.state(self._core.clock.monotonic_ns())
+        measured = {model: msgspec.to_builtins(found) for model, found in sorted(served.measured.items())}
+        return {
+            "id": name, "kinds": sorted(served.provider.kinds), "is_local": served.provider.is_local,
+            "models": list(served.models), "status": "away" if served.reason else state,
+            "reason": served.reason or None,
+            "failures": served.breaker.failures, "measured": measured,
+        }  # fmt: skip

@@ -1,0 +1,1 @@
+"""Servers of models behind `agentfs.compute.port.ComputeProvider`, one kind of server a module."""
