@@ -42,7 +42,7 @@ class Kept:
         """The keeper's process. ENOTCONN while there is none."""
         return self._present().pid
 
-    async def start(self) -> None:
+    async def start(self) -> Link:
         """Start a keeper. What it raises when it cannot open the keys; EINVAL when they are not those of the first."""
         link = Link(self._source)
         self._nursery.start_soon(link.serve)
@@ -55,12 +55,13 @@ class Kept:
             raise
         self._first, self._link = seed, link
         self._source = msgspec.structs.replace(self._source, may_make=False)
+        return link
 
-    async def watch(self) -> None:
-        """Start a keeper again whenever one has gone, if it can be opened again; else stay without."""
+    async def watch(self, link: Link) -> None:
+        """Start a keeper again whenever one has gone, *link* first, if it can be opened again; else stay without."""
         pause_ns = FIRST_NS
         while True:
-            began_ns, code = self._clock.monotonic_ns(), await self._ended()
+            began_ns, code = self._clock.monotonic_ns(), await self._ended(link)
             lasting = self._source.is_lasting
             log.warning("the keeper of the keys ended (%d)%s", code, ", starting it again" if lasting else "")
             if not lasting:
@@ -72,14 +73,13 @@ class Kept:
                 await self._clock.sleep_until(self._clock.now_ns() + pause_ns)
                 pause_ns = min(2 * pause_ns, MOST_NS)
                 try:
-                    await self.start()
+                    link = await self.start()
                     break
                 except OSError as exc:
                     log.warning("the keeper of the keys does not start: %s", exc)
 
-    async def _ended(self) -> int:
-        """The exit code of the present keeper, once it is gone."""
-        link = self._present()
+    async def _ended(self, link: Link) -> int:
+        """The exit code of a keeper, once it is gone."""
         await link.gone.wait()
         self._link = None
         return await link.aclose()
@@ -90,7 +90,7 @@ class Kept:
             await self._link.aclose()
 
     def _present(self) -> Link:
-        if self._link is None:
+        if self._link is None or self._link.gone.is_set():
             raise error(errno.ENOTCONN, detail=self._away)
         return self._link
 
@@ -135,8 +135,7 @@ async def keeping(source: Source, clock: Clock) -> AsyncIterator[Kept]:
     """
     async with trio.open_nursery() as nursery:
         kept = Kept(source, clock, nursery)
-        await kept.start()
-        nursery.start_soon(kept.watch)
+        nursery.start_soon(kept.watch, await kept.start())
         try:
             yield kept
         finally:
