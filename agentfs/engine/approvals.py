@@ -98,19 +98,27 @@ class Approvals:
     async def ask(self, row: ApprovalRow, *, is_again: bool = False) -> None:
         """Let *row* wait for a decision, in the place of an old one if it *is_again*. ENOSPC."""
         key, limit = (row.agent, row.id), self.core.limits.approvals
-        gone = [Delete(ApprovalRow, (row.agent, id)) for id in await self._spent(row.agent, limit) if id != row.id]
         put: list[Change] = [Delete(ApprovalRow, key), Insert(row)] if is_again else [Insert(row)]
-        room = AtMost(ApprovalRow, (row.agent,), limit, errno.ENOSPC)
-        await self.core.commit(*gone, *put, room, self._event(row, row.source))
+        put += [AtMost(ApprovalRow, (row.agent,), limit, errno.ENOSPC), self._event(row, row.source)]
+        for left in reversed(range(_RACES)):
+            old, over = await self._spent(row.agent, limit)
+            gone = [Delete(ApprovalRow, (row.agent, id)) for id in [*old, *over] if id != row.id]
+            try:
+                await self.core.commit(*gone, *put)
+            except OSError as exc:
+                if exc.errno != errno.ENOSPC or not over or not left:  # else: others took the room that was made
+                    raise
+            else:
+                break
         self._note(row, cost_usd=row.cost_usd, path=row.path)
 
-    async def _spent(self, agent: str, limit: int) -> Sequence[str]:
-        """The requests to make room with: what is too old, then the oldest uses that nobody waits for."""
+    async def _spent(self, agent: str, limit: int) -> tuple[Sequence[str], Sequence[str]]:
+        """The requests to make room with: what is too old, and as needed the oldest uses that nobody waits for."""
         now_ns, rows = self.core.clock.now_ns(), await self.core.store.scan(ApprovalRow, agent)
         old = [row.id for row in rows if row.expires_ns <= now_ns]
         over = [r for r in rows if r.kind == CONFIRM and r.state not in _WAITING and r.expires_ns > now_ns]
         many = max(0, len(rows) - len(old) + 1 - limit)
-        return [*old, *(row.id for row in sorted(over, key=lambda row: row.at_ns)[:many])]
+        return old, [row.id for row in sorted(over, key=lambda row: row.at_ns)[:many]]
 
     # -- uses that are confirmed ---------------------------------------------------------------------------------------
 
