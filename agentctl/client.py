@@ -28,6 +28,7 @@ Content = bytes | Iterable[bytes]
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
+CALL_S: Final = 900.0  # a call may have to wait for an approver
 SILENCE_S: Final = 45.0  # three heartbeats
 FIRST_WAIT_S: Final = 0.25
 LAST_WAIT_S: Final = 10.0
@@ -216,7 +217,9 @@ class Client:
         headers: dict[str, str] | None = None,
         query: dict[str, str] | None = None,
     ) -> httpx.Response:
-        with self._stream(method, path, wire.target(path, **(query or {})), content=content, headers=headers) as answer:
+        url, timeout = wire.target(path, **(query or {})), httpx.Timeout(CALL_S, connect=CONNECT_S)
+        patience = timeout if method == "POST" else None
+        with self._stream(method, path, url, content=content, headers=headers, timeout=patience) as answer:
             answer.read()
         return answer
 
