@@ -85,12 +85,15 @@ def form_of(header: str) -> str:
 
 def parse(header: str, sent: Sent) -> Claim:
     """What *header*, of one of the two forms, claims about *sent*. EACCES saying what is malformed."""
+    form = form_of(header)
+    if not form:
+        raise _malformed(f"want {NOSTR} or {OWN}")
     if len(header) > _SIZE_MAX:
         raise _malformed(f"over {_SIZE_MAX} bytes")
     if not (sent.url.isascii() and all(value.isascii() for _, value in sent.acting)):
         raise _malformed("what is signed has to be ASCII")
     rest = header.partition(" ")[2].strip(" ")
-    return _parse_event(rest) if form_of(header) == NOSTR else _parse_own(rest, sent)
+    return _parse_event(rest) if form == NOSTR else _parse_own(rest, sent)
 
 
 # -- our own form ------------------------------------------------------------------------------------------------------
