@@ -19,8 +19,8 @@ import httpx
 import msgspec
 
 from agentctl import sse, wire
-from agentctl.trust import Trust
 from agentctl.wire import Entry, Page
+from agentfs.client import Trust, base, translated, unreachable
 from agentfs.errors import error, from_wire
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ class Client:
         self, url: str, token: str, *, trust: Trust | None = None, auth: httpx.Auth | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
-        self.url = wire.base(url)
+        self.url = base(url)
         self._sleep = sleep
         # The environment's proxies and .netrc must never see a token that is meant for this runtime alone.
         self._http = httpx.Client(
@@ -177,7 +177,7 @@ class Client:
                         cursor, wait = event.id or cursor, FIRST_WAIT_S
                         if event.type in ("record", "message"):
                             yield event.id, event.data
-                failed = wire.unreachable(path, "the stream was closed")
+                failed = unreachable(path, "the stream was closed")
             except OSError as exc:
                 failed = exc
             _late(deadline, path)
@@ -236,7 +236,7 @@ class Client:
         timeout: httpx.Timeout | None = None,
     ) -> Iterator[httpx.Response]:
         """An accepted answer, not read yet; a refused one raises its error."""
-        with wire.translated(self.url, wire.tidy(path)):
+        with translated(self.url, wire.tidy(path)):
             request = self._http.build_request(
                 method, self.url + url, content=content, headers=headers, timeout=timeout or httpx.USE_CLIENT_DEFAULT
             )

@@ -1,4 +1,4 @@
-"""Money as a pure state machine: reserve, settle, release, the day's turn, the warning at 80 %; whole micro-USD.
+"""Money as a pure state machine: reserve, settle, release, the warning at 80 %; whole micro-USD.
 
 It knows no clock, no store and no agent; what is stored where is the ledger's.
 """
@@ -71,14 +71,7 @@ class Settle:
     cost_usd: int
 
 
-@dataclass(frozen=True, slots=True)
-class Turn:
-    """A new day: sums of periods before *day* that nothing is held on may be forgotten."""
-
-    day: str
-
-
-Event: TypeAlias = Reserve | Settle | Turn
+Event: TypeAlias = Reserve | Settle
 
 
 def key_of(charge: Charge) -> Key:
@@ -105,10 +98,6 @@ def step(books: Books, event: Event) -> Books:
             return _reserve(books, event)
         case Settle():
             return _settle(books, event)
-        case Turn():
-            held = {key_of(charge) for hold in books.holds.values() for charge in hold.charges}
-            kept = {k: v for k, v in books.sums.items() if k in held or not _is_day(k[2]) or k[2] >= event.day}
-            return replace(books, sums=kept)
 
 
 def _reserve(books: Books, event: Reserve) -> Books:
@@ -151,7 +140,3 @@ def is_warned(before: Sums, after: Sums, limit_usd: int | None) -> bool:
         return False
     used = [100 * (s.reserved_usd + s.spent_usd) >= WARN_PERCENT * limit_usd for s in (before, after)]
     return used == [False, True]
-
-
-def _is_day(period: str) -> bool:
-    return period[:1].isdigit() and period[4:5] == "-"

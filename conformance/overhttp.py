@@ -221,35 +221,27 @@ class Watch(FileHandle):
         return watch
 
     async def _connect(self) -> None:
-        self._events = _events(self._wire, self._path, self._cursor)
-        first = await anext(self._events)
+        events = _events(self._wire, self._path, self._cursor)
+        first = await _taken(events)
         assert first[0] == "open", first
+        self._events = events
 
     async def next(self) -> Record | None:
-        try:
-            return await self._next()
-        except StopAsyncIteration:  # the connection was closed: as every client does, resume behind the last record
-            return await self._next()
-
-    async def _next(self) -> Record | None:
-        if self._is_over:
-            return None
-        if self._events is None:
-            await self._connect()
-        assert self._events is not None
-        events, self._events = self._events, None
-        try:
-            kind, cursor, data = await anext(events)
-        except BaseException:
-            with anyio.CancelScope(shield=True):
+        while not self._is_over:
+            if self._events is None:
+                await self._connect()
+            assert self._events is not None
+            events, self._events = self._events, None
+            kind, cursor, data = await _taken(events)
+            if kind == "closing":  # whoever asks again gets the records, or the error with its status
                 await events.aclose()
-            raise
-        self._events = events
-        if kind == "end":
+                continue
+            self._events = events
+            if kind != "end":
+                self._cursor = cursor
+                return Record(cursor, data + b"\n")
             self._is_over = True
-            return None
-        self._cursor = cursor
-        return Record(cursor, data + b"\n")
+        return None
 
     async def read(self, size: int, offset: int) -> bytes:
         if not self._rest:
@@ -264,6 +256,16 @@ class Watch(FileHandle):
         if events is not None:
             with anyio.CancelScope(shield=True):
                 await events.aclose()
+
+
+async def _taken(events: AsyncGenerator[tuple[str, str, bytes], None]) -> tuple[str, str, bytes]:
+    """The next of *events*, which are over and closed when that fails or is cancelled."""
+    try:
+        return await anext(events)
+    except BaseException:
+        with anyio.CancelScope(shield=True):
+            await events.aclose()
+        raise
 
 
 async def _events(wire: Wire, path: str, cursor: str | None) -> AsyncGenerator[tuple[str, str, bytes], None]:

@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path as FsPath
 
 import anyio
 import msgspec
 import pytest
 from faces import call, put, whole
+from httpfs import Running, running
 
-from agentfs.service import FileService
+from agentfs.service import FileHandle, FileService
 from agentfs.services import discover
 from agentfs.types import Mode, Path
 from agentfs.views import Below
 from conformance.bench import TIERS, Bench
 from conformance.drivers import PROGRAM, STORES, Driver, Runtime
 from conformance.golden import TRANSCRIPTS, Player, needs
+from conformance.overhttp import HttpTree, Wire
 from conformance.suite import violations
 
 HERE = FsPath(__file__).parent
@@ -123,6 +128,43 @@ def test_the_command(tmp_path: FsPath, factory: str, code: int) -> None:
     )  # fmt: skip
     assert done.returncode == code, done
     assert bool(done.stdout) is (code == 1)
+
+
+@asynccontextmanager
+async def watching() -> AsyncIterator[tuple[Running, FileHandle]]:
+    """A face with one event, and a watch of it over HTTP that has read this one."""
+    async with running() as it:
+        it.world.events.append(b'{"n":1}')
+        wire = Wire(f"http://{it.address}", "op")
+        async with wire.client, await HttpTree(wire).open(Path("events@0"), Mode.READ) as handle:
+            assert b'"n":1' in await following(handle)
+            yield it, handle
+
+
+async def following(handle: FileHandle) -> bytes:
+    with anyio.fail_after(15):
+        record = await handle.next()
+    return record.line if record else b""
+
+
+async def test_a_watch_may_be_cancelled_at_any_point() -> None:
+    """While it waits, and while it connects again: the next read still gets the very next record."""
+    async with watching() as (it, handle):
+        for _ in range(3):
+            with anyio.CancelScope() as scope:
+                scope.cancel()
+                await handle.next()
+            assert scope.cancelled_caught
+        it.world.events.append(b'{"n":2}')
+        assert b'"n":2' in await following(handle)
+
+
+async def test_a_watch_of_a_face_that_drains_says_so() -> None:
+    async with watching() as (it, handle):
+        await it.face.close()
+        with pytest.raises(OSError) as caught:
+            await following(handle)
+        assert caught.value.errno == errno.ENOTCONN
 
 
 def test_every_tier_has_rules() -> None:

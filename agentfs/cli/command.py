@@ -36,8 +36,8 @@ from agentfs.cli.options import (
 from agentfs.cli.show import note, say
 from agentfs.cli.start import Foreground, Start, Started, make_agent, ready_place, start, unready
 from agentfs.cli.stop import stop
+from agentfs.client import Trust
 from agentfs.config import OPTIONS, Config
-from agentfs.providers.remote import Trust
 from agentfs.state import StateDir
 
 NOT_RUNNING, NOT_READY, COULD_NOT = 3, 1, 2

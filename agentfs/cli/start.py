@@ -20,9 +20,9 @@ from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
 from agentfs.cli import mounts, process
+from agentfs.client import Trust, found
 from agentfs.config import Config
 from agentfs.errors import error
-from agentfs.providers.remote import Trust, found
 from agentfs.state import Running, StateDir
 
 POLL_SECONDS: Final = 0.05

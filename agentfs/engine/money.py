@@ -61,6 +61,17 @@ class Money:
             self._core, self.ledger, self.approvals, row.id, service, grant.policy, principal, at, self._tick
         )
 
+    async def begin(self, account: Account, intent: Intent, path: Path, doc: bytes) -> tuple[EffectRow, bool]:
+        """`Journal.begin`, with the approval that *account* asks for *doc* at *path*; a replay needs none.
+
+        EPERM while it waits for approval.
+        """
+        self.journal.check(intent)  # before anybody is asked to approve it
+        known = await self.journal.get(intent.agent, intent.id)
+        is_fresh = known is None or known.state == FAILED
+        clear = await account.clear(path, doc, intent.max_cost_usd) if is_fresh else ()
+        return await self.journal.begin(intent, *clear)
+
     async def restore(self) -> None:
         """Take up what a process that died left: prices on hold are spent, and the journal looks after its own."""
         for agent in await self._core.store.agents(HoldRow):
@@ -126,24 +137,18 @@ class Spender:
             charges=charges(self._core, agent, EFFECTS, policy, self._envelope, unpack(self.purses)),
             source=agent, envelope=self._envelope,
         )  # fmt: skip
-        self._money.journal.check(intent)
+        self._money.journal.check(intent)  # before its id is taken
         return intent
 
     def _account(self) -> Account:
         return self._money.account(self._about, EFFECTS, Principal("agent", self._about.id), Path(EFFECTS))
 
     async def _begin(self, intent: Intent, request: Any) -> tuple[EffectRow, bool]:
-        known = await self._money.journal.get(intent.agent, intent.id)
-        is_fresh = known is None or known.state == FAILED  # a replay needs no approval
         asked = {
-            "provider": intent.provider,
-            "key": intent.key,
-            "request": request,
-            "max_cost_usd": intent.max_cost_usd,
-        }
+            "provider": intent.provider, "key": intent.key, "request": request, "max_cost_usd": intent.max_cost_usd
+        }  # fmt: skip
         doc = msgspec.json.encode(asked, order="sorted")
-        clear = await self._account().clear(Path("new"), doc, intent.max_cost_usd) if is_fresh else ()
-        return await self._money.journal.begin(intent, *clear)
+        return await self._money.begin(self._account(), intent, Path("new"), doc)
 
     async def _learn(self, row: EffectRow, full: str, ask: Ask | None) -> Done | None:
         """What became of a call that was cut off; None when the provider never saw it. EREMOTEIO: nobody can tell."""

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import hmac
-import logging
 import secrets
 from collections import OrderedDict
 from collections.abc import Sequence, Set
@@ -25,9 +24,8 @@ from agentfs.ports import Append, AtMost, Delete, Put
 from agentfs.rows import TokenRow
 from agentfs.types import Caveat, Principal, agent_id
 
-log = logging.getLogger(__name__)
-GONE = "agent:"
-_MARK = "~"  # no agent's name: the rows of issuers that are gone
+_AGENT = "agent:"  # before the name of an issuer that is an agent
+_GONE = "~"  # no agent's name: the rows of issuers that are gone
 _HELD = 4096
 
 
@@ -47,11 +45,11 @@ class Tokens:
         for agent in await self._core.store.agents(TokenRow):
             for row in await self._core.store.scan(TokenRow, agent):
                 if row.revoked_at_ns is not None:
-                    self._revoked[row.id.removeprefix(_MARK)] = row.revoked_at_ns
+                    self._revoked[row.id] = row.revoked_at_ns
 
     def of_agent(self, agent: str) -> str:
         """A token with all the rights of *agent*: what its exec program gets."""
-        return self._mint(f"{GONE}{agent_id(agent)}")
+        return self._mint(f"{_AGENT}{agent_id(agent)}")
 
     def _mint(self, by: str) -> str:
         """A token of *by*, later than the end of whoever had that name before, whatever the clock says."""
@@ -114,7 +112,7 @@ class Tokens:
         A bearer of a token hands on a link of that one: its own caveats come first. Only the record is kept.
         """
         now_ns = self._core.clock.now_ns()
-        by = f"{GONE}{issuer.name}" if issuer.role == "agent" else issuer.role
+        by = f"{_AGENT}{issuer.name}" if issuer.role == "agent" else issuer.role
         parent = self._seen.get(issuer.token) if issuer.caveats else self._mint(by)
         if parent is None or capability.verify(self._key, parent).by != by:  # one of the operator's, in /views
             raise error(errno.EPERM, detail="the token this is to be made from is not at hand")
@@ -146,9 +144,9 @@ class Tokens:
 
     def ending(self, agent: str) -> Put:
         """To be committed with the removal of *agent*: it ends all tokens that it made or had."""
-        name = f"{GONE}{agent}"
+        name = f"{_AGENT}{agent}"
         at_ns = max(self._core.clock.now_ns(), self._revoked.get(name, -1) + 1)
-        return Put(TokenRow(agent=_MARK, id=name, at_ns=at_ns, revoked_at_ns=at_ns))
+        return Put(TokenRow(agent=_GONE, id=name, at_ns=at_ns, revoked_at_ns=at_ns))
 
     def ended(self, ending: Put) -> None:
         """It is committed: they open nothing for an agent of the same name that comes later."""

@@ -70,11 +70,7 @@ class Effects:
             hash=hash_of(request.request), max_cost_usd=request.max_cost_usd, charges=account.charges(),
             source=at.principal.source, deadline_ns=now_ns + request.timeout_ms * 1_000_000,
         )  # fmt: skip
-        self._money.journal.check(intent)  # before anybody is asked to approve it
-        known = await self._money.journal.get(self._agent, intent.id)
-        is_fresh = known is None or known.state == FAILED
-        clear = await account.clear(at.path, doc, request.max_cost_usd) if is_fresh else ()
-        row, is_new = await self._money.journal.begin(intent, *clear)
+        row, is_new = await self._money.begin(account, intent, at.path, doc)
         paths = {"status_path": f"{EFFECTS}/{row.id}/status", "result_path": f"{EFFECTS}/{row.id}/result"}
         return msgspec.json.encode({**_about(row), "is_new": is_new, **paths}) + b"\n"
 

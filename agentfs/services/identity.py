@@ -1,7 +1,7 @@
 """identity: an agent's keys, to be used and never read: sign, verify, encrypt, decrypt. Mount it sign_only.
 
 ``identity/pubkey`` (R) is the public key in hex, ``identity/npub`` (R) the same in the form of NIP-19.
-``identity/sign`` (C) signs what is written: any bytes, of which the SHA-256 is signed and the signature answered in
+``identity/sign`` (C) signs what is written: any text, of which the SHA-256 is signed and the signature answered in
 hex; or {"text"}, {"digest"} (32 bytes in hex) or {"event"} (NIP-01), each with "purpose"?, answered as JSON.
 ``identity/verify`` (C) takes {"sig", "pubkey"?, and one of text, digest, event} and answers {valid}; without pubkey it
 is about this agent's own keys, those rotated lately included. ``identity/encrypt`` (C) takes {"to", "text"} and answers
@@ -171,7 +171,7 @@ def identity(scope: Scope) -> Tree:
         File(name="pubkey", read=keys.pubkey),
         File(name="npub", read=keys.npub),
         File(name="history", read=keys.history),
-        Call(name="sign", answer=keys.sign, usage="write any bytes and read their signature\n"),
+        Call(name="sign", answer=keys.sign, usage="write any text and read its signature\n"),
         Call(name="verify", answer=keys.verify, usage='write {"text":"...","sig":"..."} and read {"valid":...}\n'),
         Call(name="authorize", answer=keys.authorize, usage='write {"method":"GET","url":"..."} and read the header\n'),
         Call(name="encrypt", answer=keys.encrypt, usage='write {"to":"KEY","text":"..."} and read the payload\n'),

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import msgspec
 
 from agentfs.budget import check_usd
-from agentfs.capability import is_id, parse_allow
+from agentfs.capability import parse_allow
 from agentfs.engine.engine import Engine
 from agentfs.engine.purse import token_charges
 from agentfs.errors import error
@@ -73,7 +73,7 @@ class Mint:
 
     async def about(self, at: At) -> bytes:
         """What was issued and what became of it; never the token."""
-        row = await self._row(at["id"])
+        row = await self._core.store.get(TokenRow, self._agent, at["id"])
         if row is None:
             raise error(errno.ENOENT, at.path)
         about = msgspec.json.decode(row.about, type=dict[str, object])
@@ -89,18 +89,14 @@ class Mint:
         """End a token."""
         await self._engine.tokens.revoke(self._agent, id, at.principal)
 
-    async def _row(self, token_id: str) -> TokenRow | None:
-        row = await self._core.store.get(TokenRow, self._agent, token_id)
-        return row if row is not None and is_id(row.id) else None
-
     async def has(self, at: At, key: str) -> bool:
         """Whether it was issued."""
-        return await self._row(key) is not None
+        return await self._core.store.get(TokenRow, self._agent, key) is not None
 
     async def keys(self, at: At, after: str, limit: int) -> Sequence[Entry]:
-        """Issued tokens by id, in pages; what an older version kept of removed agents sorts behind, not shown."""
+        """Issued tokens by id, in pages."""
         rows = await self._core.store.scan(TokenRow, self._agent, after=after or None, limit=limit)
-        return [Entry(r.id, Info(r.revoked_at_ns or r.at_ns, 0, r.at_ns)) for r in rows if is_id(r.id)]
+        return [Entry(r.id, Info(r.revoked_at_ns or r.at_ns, 0, r.at_ns)) for r in rows]
 
 
 def table(engine: Engine, agent: str) -> Dir:
