@@ -17,7 +17,10 @@ from agentfs.bech32 import npub
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
+from agentfs.service import FileService
 from agentfs.types import Mode, Path, Principal
+from agentfs.views import Below
+from conformance.drivers import Driver
 
 READ, WRITE = Mode.READ, Mode.WRITE
 UNKNOWN = (401, "EACCES", "signature: not one of a key that is let in here")
@@ -162,6 +165,27 @@ async def test_grants_are_bounded_and_expired_ones_make_room(store: Store, clock
         assert (await here.ask(first, "GET", "/agents/a/kv")).why == UNKNOWN
         await here.grant(third, "/kv:read")
         assert {st.name for st in await here.tree.list(Path("agents/a/grants"))} == {second.pubkey, third.pubkey}
+
+
+async def made(tree: FileService, path: str) -> None:
+    async with await tree.create(Path(path), WRITE) as handle:
+        await handle.write(b'{"allow": ["/kv"]}', 0)
+        await handle.flush(final=True)
+
+
+async def test_grants_are_files_on_every_face(driver: Driver) -> None:
+    agent, peer = await driver.agent("host"), Peer()
+    own = Below(driver.tree, Path("views/host"))
+    name = f"grants/{npub(bytes.fromhex(peer.pubkey))}"
+    await made(own, name)
+    assert [st.name for st in await agent.list(Path("grants"))] == [peer.pubkey]
+    assert (await load(own, name))["allow"] == (await load(agent, f"grants/{peer.pubkey}"))["allow"] == ["/kv:read"]
+    await put(agent, b'{"allow": ["/kv:write"], "note": "x"}', f"grants/{peer.pubkey}")
+    assert await load(own, name) == {"allow": ["/kv:write"], "expires_at": None, "note": "x"}
+    await fails(errno.EINVAL, put(agent, b'{"allow": []}', f"grants/{peer.pubkey}"))
+    await own.remove(Path(name))
+    assert await agent.list(Path("grants")) == []
+    await fails(errno.EINVAL, made(own, "grants/somebody"))
 
 
 # -- when it ends ------------------------------------------------------------------------------------------------------
