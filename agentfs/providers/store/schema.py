@@ -24,9 +24,11 @@ from agentfs.rows import (
     AccountRow,
     ApprovalRow,
     EffectRow,
+    GrantRow,
     HoldRow,
     IdentityRow,
     KeyRow,
+    PeerRow,
     SecretRow,
     TokenRow,
 )  # fmt: skip
@@ -58,7 +60,9 @@ class Plan:
         return 1 + len(self.steps)
 
 
-_NEW_TABLES: Final = (AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow)
+_NEW_TABLES: Final = (
+    AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow,
+)  # fmt: skip
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
     ("deadletter", "purses", "TEXT", "''"), ("deliveries", "purses", "TEXT", "''"), ("alarms", "purses", "TEXT", "''"),
@@ -66,7 +70,7 @@ _NEW_COLUMNS: Final = (
 
 
 def _money_and_access(db: sqlite_utils.Database) -> None:
-    """Version 1 to 2: budgets, journal, approvals, tokens, identities, secrets; mount tables of the operator's own."""
+    """Version 1 to 2: money, journal, approvals, tokens, keys, secrets, grants; mount tables of the operator's own."""
     for table in _NEW_TABLES:
         _create_table(db, shape_of(table))
     for name, column, kind, default in _NEW_COLUMNS:
