@@ -337,8 +337,29 @@ class DocumentRow(Row, frozen=True, kw_only=True):
     changed_at_ns: int
 
 
+class GrantRow(Row, frozen=True, kw_only=True):
+    """What the holder of a key may do in an agent's namespace: ``allow`` is a JSON list of ``PATH:OP+OP``."""
+
+    TABLE = "grants"
+    KEY = ("agent", "pubkey")
+    agent: str
+    pubkey: str
+    allow: str
+    expires_ns: int | None = None
+    note: str = ""
+    changed_at_ns: int
+
+
+class PeerRow(Row, frozen=True, kw_only=True):
+    """A key whose clock is ahead of ours: up to ``ahead_ns`` its signed requests were let in before they were due."""
+
+    TABLE = "peers"
+    KEY = ("pubkey",)
+    pubkey: str
+    ahead_ns: int
+
+
 TABLES: tuple[type[Row], ...] = (
     AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow, AccountRow, HoldRow,
-    EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, JobRow,
-    DocumentRow,
+    EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow, JobRow, DocumentRow,
 )  # fmt: skip

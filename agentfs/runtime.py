@@ -173,8 +173,9 @@ class Runtime:
         note = self._spaces.report
         certified = self._gate.certified if self._gate else None
         asgi = app(
-            self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready, note=note, certified=certified
-        )
+            self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready, note=note, certified=certified,
+            requests=self.engine.requests,
+        )  # fmt: skip
         address = await nursery.start(self._serve, asgi, stopping)
         self._programs.url = f"https://{_named(address)}" if self._gate else f"http://{address}"
         if config.mount is not None:
