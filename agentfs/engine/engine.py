@@ -156,7 +156,10 @@ class Engine:
         for alarm in await self.core.store.scan(AlarmRow, agent):
             self.alarms.disarm(agent, alarm.name)
         ending = self.tokens.ending(agent)
-        await self.core.commit(still, *(Delete(table, (agent,)) for table in TABLES), DropLogs(agent), ending)
+        own = [
+            table for table in TABLES if table is AgentRow or table.KEY[0] == "agent"
+        ]  # an id may look like a number
+        await self.core.commit(still, *(Delete(table, (agent,)) for table in own), DropLogs(agent), ending)
         self.tokens.ended(ending)
         await self.peers.forget(agent)
         await self._remounted(agent)
