@@ -20,7 +20,7 @@ import msgspec
 
 from agentfs.compute import prices
 from agentfs.engine.engine import Engine
-from agentfs.engine.models import PRICES
+from agentfs.engine.models import PRICES, Models
 from agentfs.record import Log
 from agentfs.rows import AgentRow
 from agentfs.services import document, secrets, tokens
@@ -28,9 +28,22 @@ from agentfs.tree import At, Dir, Errors, File, Stream, Tree
 from agentfs.types import rfc3339
 
 
+def _compute(models: Models) -> Dir:
+    """The directory ``compute/``: what is the same for the jobs of all agents."""
+
+    async def read(at: At) -> bytes:
+        return document(msgspec.to_builtins(await models.prices()))
+
+    async def write(at: At, doc: bytes) -> None:
+        prices.parse(doc)
+        await models.put("", PRICES, doc, at.want.match)
+
+    return Dir(name="compute", entries=[File(name="prices", read=read, write=write)])
+
+
 def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
     """The directory ``/runtime``; *config* is shown as it is and holds no secret."""
-    core, models = engine.core, engine.jobs.models
+    core = engine.core
     started_ns = core.clock.now_ns()
 
     async def status(at: At) -> bytes:
@@ -58,13 +71,6 @@ def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
     async def errors(at: At) -> Log:
         return core.errors
 
-    async def read_prices(at: At) -> bytes:
-        return document(msgspec.to_builtins(await models.prices()))
-
-    async def write_prices(at: At, doc: bytes) -> None:
-        prices.parse(doc)
-        await models.put("", PRICES, doc, at.want.match)
-
     noted = Errors(lambda path, exc: engine.note_error("", f"runtime/{path}", exc))
     return Tree(
         File(name="status", read=status),
@@ -73,7 +79,7 @@ def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
         Stream(name="errors", log=errors),
         tokens.table(engine, ""),
         secrets.table(engine, "", "secrets"),
-        Dir(name="compute", entries=[File(name="prices", read=read_prices, write=write_prices)]),
+        _compute(engine.jobs.models),
         errors=noted,
         limits=core.limits,
     )
