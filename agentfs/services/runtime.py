@@ -50,17 +50,12 @@ def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
         used, free = await core.store.usage()
         return document(
             {
-                "version": version("agentfs"),
-                "pid": os.getpid(),
-                "started_at": rfc3339(started_ns),
+                "version": version("agentfs"), "pid": os.getpid(), "started_at": rfc3339(started_ns),
                 "uptime_s": (core.clock.now_ns() - started_ns) // 1_000_000_000,
-                "agents": await core.store.count(AgentRow),
-                "awake": engine.workers.busy,
-                "is_draining": engine.workers.is_draining,
-                "storage_bytes": used,
-                "free_bytes": free,
+                "agents": await core.store.count(AgentRow), "awake": engine.workers.busy,
+                "is_draining": engine.workers.is_draining, "storage_bytes": used, "free_bytes": free,
             }
-        )
+        )  # fmt: skip
 
     async def show_version(at: At) -> bytes:
         return f"{version('agentfs')}\n".encode()
