@@ -217,6 +217,9 @@ def _from_file(document: toml.Document) -> dict[str, _Found]:
     for key, value in _leaves(document.values, ()):
         where = document.where(key)
         option = _option(".".join(key), where)
+        if option.name == "providers" and isinstance(value, dict):
+            for name, place in value.items():
+                _checked(option, {name: place}, document.where((*key, name)), Path())
         found[option.name] = _Found(_checked(option, value, where, Path(document.name).parent), f"file {where}")
     return found
 
@@ -242,7 +245,7 @@ def _checked(option: Option, raw: Any, where: str, base: Path, *, is_text: bool 
     try:
         value = msgspec.convert(_read(option, raw) if is_text else raw, option.kind, strict=not is_text)
     except msgspec.DecodeError as exc:
-        raise error(errno.EINVAL, where, f"{option.name}: {exc}") from exc
+        raise error(errno.EINVAL, where, f"{option.name}: {exc}") from None  # its context may hold a key
     reason = _fault(option, value)
     if reason:
         raise error(errno.EINVAL, where, f"{option.name}: {reason}")

@@ -198,7 +198,7 @@ def part_of(task: Task, found: Any) -> Part:
     if task.kind in ("chat", "image_analyze", "complete"):
         choice = next((c for c in found.get("choices") or [] if isinstance(c, dict)), None)
         if choice is None:
-            raise error(errno.EREMOTEIO, detail="answer: no choices")
+            raise error(errno.EREMOTEIO, detail="answer of another form: no choices")
         message = choice.get("message") or {}
         text = message.get("content") or choice.get("text") or ""
         output = None if task.kind == "complete" else {k: v for k, v in message.items() if k != "content"}
