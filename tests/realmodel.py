@@ -73,6 +73,8 @@ def _serve(path: str) -> None:
     params.model.path, params.model_alias = path, {MODEL}
     params.hostnames, params.port = ["127.0.0.1"], 0
     params.n_ctx, params.n_parallel, params.warmup = 2048, 1, False
+    for each in (params.cpuparams, params.cpuparams_batch):
+        each.n_threads, each.poll = 1, 0  # threads that wait for each other busily stand still beside other work
     server = xllamacpp.Server(params)
     os.write(out, f"{server.listening_address}\n".encode())
     sys.stdin.read()

