@@ -3,7 +3,8 @@
 ``echo`` repeats the last message word by word; ``slow`` the same, waiting for `FakeOpenAI.go` behind its first word;
 ``silent`` waits before anything; ``cut`` breaks off after two words; ``mute`` ends its stream without a reason;
 ``garbage`` sends what is no JSON; ``busy-N`` is 429 N times, then ``echo``; ``broken`` is 500, telling the key it was
-sent; ``bare`` reports no usage; ``tools`` calls one. `FakeOpenAI.requests` are the bodies that came, in order.
+sent, ``fails`` does so within its stream; ``bare`` reports no usage; ``tools`` calls one. `FakeOpenAI.requests` are the
+bodies that came, in order.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from starlette.routing import Route
 
 MODELS = (
     "echo", "slow", "silent", "cut", "mute", "garbage", "busy-1", "busy-9", "broken", "bare", "tools", "weird",
+    "fails",
 )  # fmt: skip
 CALL = {"index": 0, "id": "call-1", "type": "function", "function": {"name": "look", "arguments": '{"at":'}}
 REST = {"index": 0, "function": {"arguments": '"status"}'}}
@@ -77,16 +79,18 @@ class FakeOpenAI:
         counts = {"prompt_tokens": len(str(said).split()), "completion_tokens": len(words)}
         usage: dict[str, Any] = {} if model == "bare" else {"usage": {**counts, "total_tokens": sum(counts.values())}}
         if body.get("stream"):
-            return StreamingResponse(self._stream(model, words, usage), media_type="text/event-stream")
+            return StreamingResponse(self._stream(model, words, usage, key), media_type="text/event-stream")
         text = "".join(words)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         choice |= {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
         return JSONResponse({"object": "chat.completion", "model": model, "choices": [choice], **usage})
 
-    async def _stream(self, model: str, words: list[str], usage: dict[str, Any]) -> AsyncIterator[str]:
+    async def _stream(self, model: str, words: list[str], usage: dict[str, Any], key: str) -> AsyncIterator[str]:
         try:
             if model == "garbage":
                 yield "data: {not json\n\n"
+            if model == "fails":
+                yield f"data: {json.dumps({'error': {'message': f'broken for {key}'}})}\n\n"
             if model == "tools":
                 for piece in (CALL, REST):
                     yield _event({"tool_calls": [piece]})
