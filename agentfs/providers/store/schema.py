@@ -23,6 +23,7 @@ from agentfs.rows import (
     TABLES,
     AccountRow,
     ApprovalRow,
+    ConversationRow,
     DocumentRow,
     EffectRow,
     HoldRow,
@@ -62,6 +63,7 @@ class Plan:
 
 _NEW_TABLES: Final = (
     AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, JobRow, DocumentRow,
+    ConversationRow,
 )  # fmt: skip
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
