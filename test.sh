@@ -16,6 +16,8 @@ tools() {
   need find findutils
   need ps procps
   need umount mount
+  need dbus-run-session dbus
+  need gnome-keyring-daemon gnome-keyring
   install_missing
 }
 

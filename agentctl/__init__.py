@@ -1,4 +1,5 @@
 """The operator's command: every verb is file operations on a runtime's HTTP face.
 
-It holds no rule of the runtime and imports nothing of it but the error table and the value types.
+It holds no rule of the runtime and imports nothing of it but the error table, the value types and what all clients
+share.
 """

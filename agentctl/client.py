@@ -19,8 +19,8 @@ import httpx
 import msgspec
 
 from agentctl import sse, wire
-from agentctl.trust import Trust
 from agentctl.wire import Entry, Page
+from agentfs.client import Trust, base, translated, unreachable
 from agentfs.errors import error, from_wire
 
 T = TypeVar("T")
@@ -28,6 +28,7 @@ Content = bytes | Iterable[bytes]
 
 CONNECT_S: Final = 5.0
 ANSWER_S: Final = 60.0
+CALL_S: Final = 900.0  # a call may have to wait for an approver
 SILENCE_S: Final = 45.0  # three heartbeats
 FIRST_WAIT_S: Final = 0.25
 LAST_WAIT_S: Final = 10.0
@@ -56,7 +57,7 @@ class Client:
     def __init__(
         self, url: str, token: str, *, trust: Trust | None = None, sleep: Callable[[float], None] = time.sleep
     ) -> None:
-        self.url = wire.base(url)
+        self.url = base(url)
         self._sleep = sleep
         # The environment's proxies and .netrc must never see a token that is meant for this runtime alone.
         self._http = httpx.Client(
@@ -173,7 +174,7 @@ class Client:
                         cursor, wait = event.id or cursor, FIRST_WAIT_S
                         if event.type in ("record", "message"):
                             yield event.id, event.data
-                failed = wire.unreachable(path, "the stream was closed")
+                failed = unreachable(path, "the stream was closed")
             except OSError as exc:
                 failed = exc
             _late(deadline, path)
@@ -216,7 +217,9 @@ class Client:
         headers: dict[str, str] | None = None,
         query: dict[str, str] | None = None,
     ) -> httpx.Response:
-        with self._stream(method, path, wire.target(path, **(query or {})), content=content, headers=headers) as answer:
+        url, timeout = wire.target(path, **(query or {})), httpx.Timeout(CALL_S, connect=CONNECT_S)
+        patience = timeout if method == "POST" else None
+        with self._stream(method, path, url, content=content, headers=headers, timeout=patience) as answer:
             answer.read()
         return answer
 
@@ -232,7 +235,7 @@ class Client:
         timeout: httpx.Timeout | None = None,
     ) -> Iterator[httpx.Response]:
         """An accepted answer, not read yet; a refused one raises its error."""
-        with wire.translated(self.url, wire.tidy(path)):
+        with translated(self.url, wire.tidy(path)):
             request = self._http.build_request(
                 method, self.url + url, content=content, headers=headers, timeout=timeout or httpx.USE_CLIENT_DEFAULT
             )

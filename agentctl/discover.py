@@ -14,8 +14,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
-from agentctl.trust import Trust
-from agentctl.wire import unreachable
+from agentfs.client import Trust, found, unreachable
 from agentfs.errors import error
 
 SIZE_MAX = 64 << 10
@@ -79,15 +78,11 @@ def _is_certificate_enough(flags: Flags, env: dict[str, str]) -> bool:
 
 def _trust(flags: Flags, env: dict[str, str], state: Path, url: str, *, is_operator: bool) -> Trust:
     """What flags name, then the environment, then for the state directory's own runtime what its authority has."""
-    ca, cert = flags.ca or env.get("AGENTFS_CA"), flags.cert or env.get("AGENTFS_CERT")
-    key = flags.key or (None if flags.cert else env.get("AGENTFS_KEY"))
-    home = state / "ca"
-    if url == _runtime_url(state / "runtime.json"):
-        if not ca and (home / "ca.pem").exists():
-            ca = str(home / "ca.pem")
-        if is_operator and not cert and not key and (home / "operator.pem").exists():
-            cert, key = str(home / "operator.pem"), str(home / "operator.key")
-    return Trust(*(Path(name).expanduser() if name else None for name in (ca, cert, key)))
+    named = {"AGENTFS_CA": flags.ca, "AGENTFS_CERT": flags.cert, "AGENTFS_KEY": flags.key}
+    said = {name: value for name, value in named.items() if value}
+    unsaid = {"AGENTFS_KEY": ""} if flags.cert else {}  # the environment's is of another certificate
+    is_own = url == _runtime_url(state / "runtime.json")
+    return found(env | unsaid | said, state / "ca" if is_own else None, is_operator=is_operator)
 
 
 def find_token(flags: Flags, env: dict[str, str] | None = None) -> str:

@@ -119,16 +119,16 @@ def list_approvals(
         for row in _documents(session, f"agents/{agent}/approvals", "/status")
         if everything or row["state"] == "pending"
     )
-    session.out.rows(found, ("agent", "id", "state", "cost_usd", "path", "source", "at"))
+    session.out.rows(found, ("agent", "id", "kind", "state", "cost_usd", "path", "source", "at"))
 
 
 def allow(session: Session, name: Name, ident: Id) -> None:
-    """Let the very write that was refused through, once, when it is tried again."""
+    """Let it through, once: a use that waits goes on now, a write that was refused when it is tried again."""
     session.out.done(session.client.call(f"agents/{agent_id(name)}/approvals/{_plain(ident)}/ctl", b"allow\n"))
 
 
 def deny(session: Session, name: Name, ident: Id) -> None:
-    """Refuse it until it expires."""
+    """Refuse it: a use that waits fails now, a write that was refused is so until the request expires."""
     session.out.done(session.client.call(f"agents/{agent_id(name)}/approvals/{_plain(ident)}/ctl", b"deny\n"))
 
 

@@ -20,8 +20,10 @@ from agentfs.limits import Limits
 
 FILE: Final = "config.toml"
 PASSPHRASE: Final = "AGENTFS_KEYS_PASSPHRASE"
+PHRASE_FD: Final = "AGENTFS_KEYS_FD"
 _FOR_CLIENTS = {"AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_CA", "AGENTFS_CERT", "AGENTFS_KEY"}
-FOREIGN: Final = frozenset({"AGENTFS_CONFIG", "AGENTFS_ROOT", "AGENTFS_AGENT", PASSPHRASE, fault.ENV} | _FOR_CLIENTS)
+_FOR_KEYS = {PASSPHRASE, PHRASE_FD}
+FOREIGN: Final = frozenset({"AGENTFS_CONFIG", "AGENTFS_ROOT", "AGENTFS_AGENT", fault.ENV} | _FOR_KEYS | _FOR_CLIENTS)
 PATHS: Final = frozenset({"state", "mount", "tls_cert", "tls_key", "tls_client_ca"})
 DEMO: Final = {"kind": "exec", "argv": ["python3", "-m", "agentfs.demo"]}
 
@@ -30,6 +32,8 @@ Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"^[^\
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
 Store = Literal["sqlite", "memory"]
+Keeping = Literal["process", "inline"]
+Keys = Literal["sealed", "memory", "keyring"]
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -45,6 +49,7 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class Config:
     """The runtime's options, checked and with absolute paths. ``mount`` is None exactly when ``fuse`` is False.
 
+    ``keeper``: what process holds the keys; ``keys``: where they are and what opens them.
     ``hosts``: names accepted in a Host header beside loopback and the listen host. ``default_program``: the config
     document an agent made by ``mkdir`` gets. ``drain_seconds``: how long a stop waits for running ticks.
     ``tls_cert`` and ``tls_key``: both or none; ``tls_client_ca`` only beside them.
@@ -55,6 +60,8 @@ class Config:
     listen: str = "127.0.0.1:8080"
     fuse: bool = True
     store: Store = "sqlite"
+    keeper: Keeping = "process"
+    keys: Keys = "sealed"
     hosts: tuple[str, ...] = ()
     default_program: Mapping[str, Any] = field(default_factory=lambda: dict(DEMO))
     log_level: Level = "info"
@@ -94,6 +101,8 @@ def _declared() -> Iterator[Option]:
     yield Option("listen", Listen, "127.0.0.1:8080", "HOST:PORT of the HTTP face")
     yield Option("fuse", bool, True, "serve a mount beside HTTP")
     yield Option("store", Store, "sqlite", "store provider; memory forgets everything at exit")
+    yield Option("keeper", Keeping, "process", "who holds the keys: a process of its own, or inline, to develop")
+    yield Option("keys", Keys, "sealed", "what opens them: file or passphrase, the OS keyring; memory forgets at exit")
     yield Option("hosts", tuple[Text, ...], (), "further names accepted in a Host header")
     yield Option("default_program", dict[str, Any], DEMO, "config document of an agent made by mkdir")
     yield Option("log_level", Level, "info", "least severe record that is logged")

@@ -1,4 +1,4 @@
-"""What a mount grants, as the words behind it in the script ``ns``: an access level, a budget policy, a rate.
+"""What a mount grants, as words behind it in the script ``ns``: an access level, a budget policy, a rate, who confirms.
 
 Values and their text only; who enforces them is in `guards`.
 """
@@ -15,7 +15,8 @@ from agentfs.errors import error
 
 LEVELS: Final = ("read_only", "read_write", "sign_only", "budgeted", "disabled")
 _MONEY: Final = ("per_tick_usd", "per_day_usd", "approval_threshold_usd", "price_usd")
-_WORDS: Final = (*_MONEY, "approvers", "trust", "rate")
+_WORDS: Final = (*_MONEY, "approvers", "trust", "rate", "confirm")
+_ANYWHERE: Final = frozenset({"rate", "confirm"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +24,14 @@ class Grant:
     """One mount's level; ``policy`` exactly when it is ``budgeted``; ``rate``: opens and changes a second, or None.
 
     ``is_partial``: only a subtree of the service is bound, so that what is not there is reached through files alone.
+    ``confirm``: who may allow each of its calls, which waits for that; what is no call is then not to be changed.
     """
 
     level: str = "read_write"
     policy: Policy | None = None
     rate: int | None = None
     is_partial: bool = False
+    confirm: tuple[str, ...] = ()
 
     @property
     def is_readable(self) -> bool:
@@ -38,7 +41,7 @@ class Grant:
     @property
     def is_writable(self) -> bool:
         """Whether a program that has it may change all of the service."""
-        return self.level in ("read_write", "budgeted") and not self.is_partial
+        return self.level in ("read_write", "budgeted") and not self.is_partial and not self.confirm
 
 
 def parse(words: Sequence[str]) -> Grant:
@@ -57,11 +60,16 @@ def parse(words: Sequence[str]) -> Grant:
     rate = _number("rate", found["rate"]) if "rate" in found else None
     if rate == 0:
         raise error(errno.EINVAL, detail="rate: 0: want disabled instead")
-    if level != "budgeted":
-        if extra := [name for name in found if name != "rate"]:
-            raise error(errno.EINVAL, detail=f"{extra[0]}: only a budgeted mount has it")
-        return Grant(level, None, rate)
-    return Grant(level, _policy(found), rate)
+    confirm = _names(found["confirm"]) if "confirm" in found else ()
+    if "confirm" in found and (not confirm or level in ("read_only", "disabled")):
+        raise error(errno.EINVAL, detail=f"confirm: {'no calls are' if confirm else 'want who'} to be allowed")
+    if level != "budgeted" and (extra := [name for name in found if name not in _ANYWHERE]):
+        raise error(errno.EINVAL, detail=f"{extra[0]}: only a budgeted mount has it")
+    return Grant(level, _policy(found) if level == "budgeted" else None, rate, confirm=confirm)
+
+
+def _names(text: str) -> tuple[str, ...]:
+    return tuple(name for name in text.split(",") if name)
 
 
 def _policy(found: dict[str, str]) -> Policy:
@@ -69,7 +77,7 @@ def _policy(found: dict[str, str]) -> Policy:
     trust = found.get("trust", "reported")
     if trust not in ("reported", "reserved"):
         raise error(errno.EINVAL, detail=f"trust: {trust[:40]!r}: want reported or reserved")
-    approvers = tuple(name for name in found.get("approvers", "operator").split(",") if name)
+    approvers = _names(found.get("approvers", "operator"))
     return Policy(
         per_tick_usd=money.get("per_tick_usd"), per_day_usd=money.get("per_day_usd"),
         approval_threshold_usd=money.get("approval_threshold_usd"), approvers=approvers,

@@ -34,6 +34,7 @@ class Limits:
     account_days: int = 62  # how long a day's sums are kept
     approvals: int = 1_000  # ENOSPC: requests that wait or were decided, per agent
     approval_ttl_seconds: int = 86_400  # how long a request waits, and how long an allowed one may be used
+    confirm_seconds: int = 300  # ETIMEDOUT: how long a call on a mount with confirm waits to be allowed
     tokens: int = 10_000  # ENOSPC: capability tokens not yet expired, per issuer
     key_grace_seconds: int = 604_800  # how long a rotated key still verifies and decrypts
     secrets: int = 1_000  # ENOSPC: per agent

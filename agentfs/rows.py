@@ -218,7 +218,11 @@ class EffectRow(Row, frozen=True, kw_only=True):
 
 
 class ApprovalRow(Row, frozen=True, kw_only=True):
-    """A request over the approval threshold, with what was decided on it; ``id`` is the hash of who, where and what."""
+    """A request to an approver, with what was decided on it.
+
+    ``kind``: ``spend`` is one over the approval threshold, of which ``id`` is the hash of who, where and what;
+    ``confirm`` a use that waits, with an id of its own.
+    """
 
     TABLE = "approvals"
     KEY = ("agent", "id")
@@ -228,6 +232,7 @@ class ApprovalRow(Row, frozen=True, kw_only=True):
     path: str
     request: str
     cost_usd: int
+    kind: str = "spend"
     approvers: str = "operator"
     state: str = "pending"
     by: str = ""

@@ -21,7 +21,7 @@ import trio
 from agentfs import logline
 from agentfs.checked import Checked
 from agentfs.compute.port import ComputeProvider
-from agentfs.config import PASSPHRASE, Config
+from agentfs.config import Config
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import InlineProgram, LlmProgram, Settings, parse_settings
@@ -31,7 +31,8 @@ from agentfs.house import build
 from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.compute import catalog
-from agentfs.providers.keys.keeper import open_sealed, opener
+from agentfs.providers.keys.kept import keeping
+from agentfs.providers.keys.wire import Source
 from agentfs.providers.programs.execute import Execute
 from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.programs.llm import Llm
@@ -106,6 +107,20 @@ async def models(config: Config) -> AsyncIterator[Mapping[str, tuple[ComputeProv
         with trio.CancelScope(shield=True):
             for provider, _ in providers.values():
                 await provider.aclose()
+
+
+@asynccontextmanager
+async def signing(config: Config, clock: Clock, phrase: int) -> AsyncIterator[Signer]:
+    """The keys *config* names, opened with the passphrase on the descriptor *phrase* if that is not -1."""
+    home = StateDir(config.state)
+    source = Source(config.keys, str(home.keys), str(home.keys_key), phrase)
+    if config.keeper == "process":
+        async with keeping(source, clock) as kept:
+            yield kept
+    else:
+        from agentfs.providers.keys.opening import opened as opened_here  # else this process knows no way to a key
+
+        yield opened_here(source)
 
 
 class Runtime:
@@ -219,18 +234,21 @@ async def _signals(stop: trio.Event) -> None:
             stop.set()
 
 
-async def run(config: Config) -> None:
+async def run(config: Config, phrase: int = -1) -> None:
     """Run one runtime in the foreground until SIGTERM or SIGINT; the caller holds the state directory's lock.
 
+    *phrase* is a descriptor with the passphrase of the keys, or -1; it is closed. EINVAL, EACCES when they do not open.
     ENOENT or EINVAL names a TLS option whose file will not do, before anything is opened.
     """
     gate = tls.gate(config.tls_cert, config.tls_key, config.tls_client_ca)
     logline.configure(config.log_level)
     clock, stop, home = SystemClock(), trio.Event(), StateDir(config.state)
     token = home.token.read_text().strip()
-    signer = open_sealed(home.keys, opener(home.keys_key, os.environ.pop(PASSPHRASE, "")))
     try:
-        async with opened(config, clock) as store, models(config) as providers, trio.open_nursery() as nursery:
+        async with (
+            signing(config, clock, phrase) as signer, opened(config, clock) as store, models(config) as providers,
+            trio.open_nursery() as nursery,
+        ):  # fmt: skip
             nursery.start_soon(_signals, stop)
             await Runtime(config, store, clock, token, signer, providers, gate).run(stop)
             nursery.cancel_scope.cancel()

@@ -16,6 +16,7 @@ from functools import lru_cache
 
 import anyio
 
+from agentfs.engine.confirm import Confirmer
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import parse_settings
 from agentfs.errors import error
@@ -28,7 +29,7 @@ from agentfs.rows import AgentRow
 from agentfs.service import FileHandle, FileService
 from agentfs.services import Scope, Service
 from agentfs.tree import Errors
-from agentfs.types import NO_WANT, ROOT, Bind, Mode, Path, Principal, Purse, Stat, Want
+from agentfs.types import NO_WANT, ROOT, Bind, Confirm, Mode, Path, Principal, Purse, Stat, Want
 
 log = logging.getLogger(__name__)
 _ROOMS_HELD = 256
@@ -72,6 +73,8 @@ class Mounts:
             raise error(errno.EINVAL, detail=f"{name}: must be mounted budgeted (or disabled), not {grant.level}")
         if service.needs_budget and grant.policy is not None and grant.policy.price_usd:
             raise error(errno.EINVAL, detail=f"price_usd: {name} has prices of its own")
+        if grant.confirm and not service.is_confirmable:
+            raise error(errno.EINVAL, detail=f"confirm: not all that {name} does is calls, which could wait")
         return grant
 
     def _read(self, script: str) -> Mapping[str, Grant]:
@@ -130,8 +133,11 @@ class Room:
         async def pay(principal: Principal) -> Purse:
             return self._engine.money.account(await self._engine.row(self.agent), name, principal, at)
 
+        def hold(principal: Principal) -> Confirm:
+            return Confirmer(self._engine.money.approvals, self.agent, principal, at, grant.confirm)
+
         bucket = Bucket(grant.rate, self._engine.core.clock) if grant.rate else None
-        return Granted(self._built[name], grant, Lease(), bucket, pay)
+        return Granted(self._built[name], grant, Lease(), bucket, pay, hold)
 
     def seen_by(self, principal: Principal, space: Namespace) -> Namespace:
         """*space*, which is one of this room's, as *principal* sees it; the most recent ones are kept."""

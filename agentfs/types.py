@@ -136,12 +136,47 @@ class Purse(Protocol):
         ...
 
 
+class Use(Protocol):
+    """One request to something that is used only when an approver has allowed it; it is asked for at most once."""
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is decided, has expired, or was withdrawn."""
+        ...
+
+    @property
+    def is_over(self) -> bool:
+        """Whether it is settled and can be spent no more."""
+        ...
+
+    async def settled(self) -> None:
+        """Ask an approver, if that was not done yet, and wait. ENOSPC; cancelled, it stays asked for."""
+        ...
+
+    async def spend(self) -> None:
+        """Use the one allow up. EACCES when it was denied or spent, ETIMEDOUT expired, ECANCELED withdrawn."""
+        ...
+
+    async def withdraw(self) -> None:
+        """Nobody waits any more: an allow has no effect from now on. Idempotent, never fails."""
+        ...
+
+
+class Confirm(Protocol):
+    """What a mount with ``confirm`` gives along with every call: whoever must allow each use."""
+
+    def use(self, path: Path, doc: bytes) -> Use:
+        """The use that the request *doc* to *path* stands for; nobody is asked yet."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Want:
     """What a face knows and a service may need for one open, create, remove or rename.
 
     ``match``: the ``qid.version`` the caller saw (If-Match), checked inside the commit, ESTALE otherwise.
     ``key``: idempotency key. ``trace``: W3C traceparent. ``exclusive``: O_EXCL. ``purse``: set by a budgeted mount.
+    ``confirm``: set by a mount of which each use waits until it is allowed.
     """
 
     match: int | None = None
@@ -149,6 +184,7 @@ class Want:
     trace: str | None = None
     exclusive: bool = False
     purse: Purse | None = None
+    confirm: Confirm | None = None
 
 
 NO_WANT: Final = Want()

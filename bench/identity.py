@@ -1,4 +1,4 @@
-"""Signing: one after another and 64 at once, by the bare library, by the keeper, and through every face.
+"""Signing: one after another and 64 at once, by the bare library, by the keeper in both its places, and on every face.
 
 python bench/identity.py [--fuse]
 """
@@ -19,7 +19,10 @@ import trio
 from coincurve import PrivateKey
 
 from agentfs.ports import Key
+from agentfs.providers.clock import SystemClock
 from agentfs.providers.keys.keeper import Keeper
+from agentfs.providers.keys.kept import keeping
+from agentfs.providers.keys.wire import Source
 from agentfs.types import Mode, Path
 from conformance.drivers import Driver, Runtime, in_process
 
@@ -116,6 +119,8 @@ async def main() -> None:
             there = await stack.enter_async_context(runtime.http())
             await here.agent("bench")
             await there.agent("bench")
+            kept = await stack.enter_async_context(keeping(Source("memory"), SystemClock()))
+            ways["keeper_process"] = lambda text: kept.sign(key, text)
             ways |= {"in_process": inside(here), "http": over_http(there)}
             if "--fuse" in sys.argv:
                 ways["fuse"] = on_mount(await stack.enter_async_context(runtime.fuse()))

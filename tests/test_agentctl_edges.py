@@ -15,8 +15,10 @@ from fake_http_face import TOKEN, Face
 from agentctl import sse as parser
 from agentctl.cli import COMMANDS
 from agentctl.client import Client
+from agentctl.discover import Flags, discover
 from agentctl.output import EXIT, Output, exit_code, printable
 from agentctl.wire import target
+from agentfs.client import Trust
 from agentfs.errors import ROWS, Row, error
 
 
@@ -53,6 +55,27 @@ def test_what_is_missing_is_named_with_what_to_do(face: Face, capsysbinary: Capt
 def test_the_operators_token_leaves_the_machine_only_when_told(face: Face, capsysbinary: Capture) -> None:
     text = fails(capsysbinary, 4, "list", "--url", "http://agents.example:80")
     assert "stays here" in text and TOKEN not in text
+
+
+def test_whom_tls_believes_and_what_it_shows(tmp_path: Path) -> None:
+    """Flags, then the environment, then what the authority of the state directory's own runtime has."""
+    home, url = tmp_path / "ca", "https://127.0.0.1:1"
+    home.mkdir()
+    for file in (home / "ca.pem", home / "operator.pem", tmp_path / "operator.token"):
+        file.write_text("x")
+    (tmp_path / "runtime.json").write_text(f'{{"url": "{url}"}}')
+    state, other = str(tmp_path), {"url": "https://127.0.0.1:2", "token": "t"}
+    named = {"AGENTFS_CA": "/e/ca", "AGENTFS_CERT": "/e/cert", "AGENTFS_KEY": "/e/key"}
+    said = Trust(*(Path(file) for file in named.values()))
+    own = Trust(home / "ca.pem", home / "operator.pem", home / "operator.key")
+    assert discover(Flags(state=state), {}).trust == own
+    assert discover(Flags(state=state, token="t"), {}).trust == Trust(home / "ca.pem"), "it could be anybody's"
+    assert discover(Flags(state=state, **other), {}).trust == Trust()
+    assert discover(Flags(state=state), named).trust == said
+    assert discover(Flags(state=state, key="/f/key"), named).trust == Trust(said.ca, said.cert, Path("/f/key"))
+    shown = discover(Flags(state=state, ca="~/ca", cert="/f/cert"), named)
+    assert shown.trust == Trust(Path.home() / "ca", Path("/f/cert")), "the key named elsewhere is another's"
+    assert shown.token == ""
 
 
 def test_an_absent_runtime_is_one_line(face: Face, capsysbinary: Capture) -> None:

@@ -147,3 +147,17 @@ def test_too_many_blocked_readers_are_refused(tmp_path: Path) -> None:
         readers[0].kill()
         assert ends(readers[0]) < 2
         follow(mount)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_signal_ends_a_child_that_reads_what_its_living_parent_opened(fresh: Mount, number: signal.Signals) -> None:
+    """``cat <&3`` in a shell: the shell only waits for its child; another child's read of the same file goes on."""
+    code = "exec 3< $M/log@follow; cat <&3 & echo $!; wait"
+    shells = [fresh.spawn("bash", "-c", code.replace("$M", str(fresh.at))) for _ in range(2)]
+    killed, other = (int(shell.stdout.readline()) for shell in shells if shell.stdout is not None)
+    wait_for(lambda: is_waiting(killed) and is_waiting(other))
+    os.kill(killed, number)
+    assert ends(shells[0]) < 4
+    assert is_waiting(other)
+    os.kill(other, signal.SIGKILL)
+    assert ends(shells[1]) < 4

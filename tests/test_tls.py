@@ -16,7 +16,8 @@ from tlskit import DAY, Site
 
 from agentfs import authority
 from agentfs.authority import principal
-from agentfs.providers.remote import RemoteService, Trust
+from agentfs.client import Trust
+from agentfs.providers.remote import RemoteService
 from agentfs.types import OPERATOR, Principal
 from agentfs.types import Path as TreePath
 

@@ -15,7 +15,7 @@ from typing import Annotated
 import trio
 import typer
 
-from agentfs.cli import ca, keys, mounts, process, remote, show
+from agentfs.cli import ca, keys, mounts, phrase, process, remote, show
 from agentfs.cli.options import (
     ConfigFile,
     Fuse,
@@ -36,8 +36,8 @@ from agentfs.cli.options import (
 from agentfs.cli.show import note, say
 from agentfs.cli.start import Foreground, Start, Started, make_agent, ready_place, start, unready
 from agentfs.cli.stop import stop
+from agentfs.client import Trust
 from agentfs.config import OPTIONS, Config
-from agentfs.providers.remote import Trust
 from agentfs.state import StateDir
 
 NOT_RUNNING, NOT_READY, COULD_NOT = 3, 1, 2
@@ -54,6 +54,7 @@ app.add_typer(ca.app, name="ca")
 def main() -> None:
     """The ``agentfs`` command: an `OSError` becomes one line and exit code 1."""
     try:
+        phrase.hide()
         app()
     except OSError as exc:
         with contextlib.suppress(typer.Exit):
@@ -107,7 +108,7 @@ def serve_token(
 def _run(config: Config) -> None:
     from agentfs.runtime import run  # here, so that every other command works without what a runtime needs
 
-    trio.run(run, config)
+    trio.run(run, config, phrase.taken())
 
 
 def _put_own_commands_first() -> None:
@@ -245,14 +246,23 @@ app.add_typer(seeds, name="keys")
 @seeds.command("new")
 def keys_new(state: State = None, config: ConfigFile = None) -> None:
     """Make the seed of all keys and print its 24 words, this once; write them down."""
-    keys.new(Given(config, state=state).load().config, say)
+    keys.new(Given(config, state=state).load().config, phrase.taken(), say)
 
 
 @seeds.command("recover")
 def keys_recover(state: State = None, config: ConfigFile = None) -> None:
     """Make the seed anew from the words on standard input: every agent has its keys again."""
-    keys.recover(Given(config, state=state).load().config)
+    keys.recover(Given(config, state=state).load().config, phrase.taken())
     say("the keys are those of the words")
+
+
+@seeds.command("import")
+def keys_import(
+    agent: Annotated[str, typer.Argument(metavar="AGENT")], state: State = None, config: ConfigFile = None,
+) -> None:  # fmt: skip
+    """Give AGENT the key on standard input, an nsec or 64 hex digits; the runtime gets it sealed, and must run."""
+    pubkey = keys.adopt(Given(config, state=state).load().config, phrase.taken(), agent)
+    say(f"{agent} has the key {pubkey}")
 
 
 @app.command("config")

@@ -21,10 +21,11 @@ import trio
 from agentfs import logline
 from agentfs.cli import mounts
 from agentfs.cli.start import POLL_SECONDS, Foreground, abandon, detached, ready_place
+from agentfs.client import Trust, found
 from agentfs.config import Config
 from agentfs.errors import error, only
 from agentfs.faces.fuse.place import Mounted, unmount
-from agentfs.providers.remote import RemoteService, Trust, found
+from agentfs.providers.remote import RemoteService
 from agentfs.state import StateDir
 from agentfs.types import ROOT
 

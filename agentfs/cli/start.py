@@ -19,10 +19,10 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote, urlsplit
 
-from agentfs.cli import mounts, process
+from agentfs.cli import mounts, phrase, process
+from agentfs.client import Trust, found
 from agentfs.config import Config
-from agentfs.errors import error
-from agentfs.providers.remote import Trust, found
+from agentfs.errors import error, from_wire
 from agentfs.state import Running, StateDir
 
 POLL_SECONDS: Final = 0.05
@@ -46,10 +46,12 @@ class Foreground:
         for number, action in self._before.items():
             signal.signal(number, action)
 
-    def spawn(self, command: Sequence[str], stdin: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
-        """The runtime's process, on this process's standard output and error; at most once."""
+    def spawn(
+        self, command: Sequence[str], stdin: int = subprocess.DEVNULL, passed: Sequence[int] = ()
+    ) -> subprocess.Popen[bytes]:
+        """The runtime's process, on this process's standard output and error; at most once. It has *passed* too."""
         self._is_spawning = True
-        self._child = subprocess.Popen(command, stdin=stdin, start_new_session=True)
+        self._child = subprocess.Popen(command, stdin=stdin, start_new_session=True, pass_fds=passed)
         for number in self._pending:
             self._child.send_signal(number)
         return self._child
@@ -121,11 +123,13 @@ def _launch(plan: Start) -> Started:
 
         tls.gate(plan.config.tls_cert, plan.config.tls_key, plan.config.tls_client_ca)  # refuses bad files here and now
     command = [sys.executable, "-m", "agentfs.cli", "serve", *plan.words]
-    since = None
+    since, secret = None, phrase.descriptor()
+    passed = [secret] if secret >= 0 else []
     if plan.foreground:
-        child = plan.foreground.spawn(command)
+        child = plan.foreground.spawn(command, passed=passed)
     else:
-        child, since = detached(plan.state, command)
+        child, since = detached(plan.state, command, passed=passed)
+    phrase.drop()
     try:
         return Started(_await(plan, child.pid, lambda: child.poll() is None, since), child)
     except BaseException:
@@ -134,13 +138,13 @@ def _launch(plan: Start) -> Started:
 
 
 def detached(
-    state: StateDir, command: Sequence[str], stdin: int = subprocess.DEVNULL
+    state: StateDir, command: Sequence[str], stdin: int = subprocess.DEVNULL, passed: Sequence[int] = ()
 ) -> tuple[subprocess.Popen[bytes], int]:
-    """A process in a session of its own that writes to *state*'s log, and the size the log had before."""
+    """A process in a session of its own that writes to *state*'s log and has *passed*, and the log's size before."""
     log = state.open_log()
     try:
         since = os.fstat(log).st_size
-        child = subprocess.Popen(command, stdin=stdin, stdout=log, stderr=log, start_new_session=True)
+        child = subprocess.Popen(command, stdin=stdin, stdout=log, stderr=log, start_new_session=True, pass_fds=passed)
         return child, since
     finally:
         os.close(log)
@@ -202,9 +206,10 @@ def _trust(state: StateDir) -> Trust:
 
 
 def call(
-    url: str, method: str, path: str, token: str = "", seconds: float = 10.0, trust: Trust | None = None
-) -> tuple[int, str]:
-    """One HTTP request to a runtime on this machine: status and body.
+    url: str, method: str, path: str, token: str = "", seconds: float = 10.0, trust: Trust | None = None,
+    body: bytes | None = None,
+) -> tuple[int, str]:  # fmt: skip
+    """One HTTP request to a runtime on this machine, with *body*: status and body of the answer.
 
     ENOTCONN when it cannot be reached; ENOENT or EINVAL when the files of *trust*, for an https *url*, will not do.
     """
@@ -216,11 +221,19 @@ def call(
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     with contextlib.closing(connection):
         try:
-            connection.request(method, path, headers=headers)
+            connection.request(method, path, body, headers)
             answer = connection.getresponse()
             return answer.status, answer.read(64 << 10).decode(errors="replace")
         except (OSError, http.client.HTTPException) as exc:
             raise error(errno.ENOTCONN, url, str(exc) or type(exc).__name__) from exc
+
+
+def order(state: StateDir, running: Running, path: str, line: bytes) -> None:
+    """Write *line* to the control file at *path* as the operator. What the runtime refuses is raised as it says it."""
+    token = state.token.read_text().strip()
+    status, body = call(running.url, "POST", quote(f"/{path}"), token, trust=_trust(state), body=line)
+    if status >= 300:
+        raise from_wire(status, body.encode(), path)
 
 
 def make_agent(state: StateDir, running: Running, name: str) -> bool:

@@ -58,7 +58,7 @@ class Money:
     def __init__(self, core: Core, timers: Timers, ledger: Ledger, tick: Tick) -> None:
         self._core, self.ledger, self._tick = core, ledger, tick
         self.grants: Grants = unlimited
-        self.approvals, self.journal = Approvals(core), Journal(core, timers, ledger)
+        self.approvals, self.journal = Approvals(core, timers), Journal(core, timers, ledger)
 
     def account(self, row: AgentRow, service: str, principal: Principal, at: Path) -> Account:
         """The account of *service* mounted at *at*, as *principal* spends from it. EACCES: mounted without one."""
@@ -86,7 +86,8 @@ class Money:
         return await self.journal.begin(intent, *clear, *also)
 
     async def restore(self) -> None:
-        """Take up what a process that died left: prices on hold are spent, and the journal looks after its own."""
+        """Take up what a process that died left: prices on hold are spent, the rest looks after its own."""
+        await self.approvals.restore()
         for agent in await self._core.store.agents(HoldRow):
             await self._settle(agent, is_over=False)
         await self.journal.sweep()

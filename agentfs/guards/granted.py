@@ -1,6 +1,6 @@
-"""`Granted`: one mount with its access level, its rate and, where it is budgeted, the account that pays.
+"""`Granted`: one mount with its access level, its rate and, where it has them, the account that pays and who confirms.
 
-Levels are those of `agentfs.grants`; whether money is left is the account's business.
+Levels are those of `agentfs.grants`; whether money is left, and what is allowed, is decided elsewhere.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from agentfs.grants import Grant
 from agentfs.guards.fair import Bucket
 from agentfs.guards.lease import Lease, LeasedHandle
 from agentfs.service import FileHandle, FileService
-from agentfs.types import NO_WANT, OPERATOR, Kind, Mode, Path, Principal, Purse, Stat, Want
+from agentfs.types import NO_WANT, OPERATOR, Confirm, Kind, Mode, Path, Principal, Purse, Stat, Want
 from agentfs.views import View
 
 _WRITES: Final = Mode.WRITE | Mode.TRUNCATE | Mode.APPEND
 Pay: TypeAlias = Callable[[Principal], Awaitable[Purse]]
+Hold: TypeAlias = Callable[[Principal], Confirm]
 
 
 class GrantedHandle(LeasedHandle):
@@ -40,14 +41,17 @@ class Granted(View):
 
     ``read_only``: what would change something is EROFS. ``sign_only``: calls are allowed, other writes EACCES.
     ``disabled``: EACCES for everything but looking. ``budgeted``: every operation that may change something carries
-    the purse that *pay* gives. Past the rate an open is EAGAIN, a write or change ENOBUFS.
+    the purse that *pay* gives. Past the rate an open is EAGAIN, a write or change ENOBUFS. Where each use is confirmed,
+    calls carry what *hold* gives and wait in their reads; whatever else would change something is EACCES.
     """
 
     def __init__(
-        self, service: FileService, grant: Grant, lease: Lease, bucket: Bucket | None = None, pay: Pay | None = None
-    ) -> None:
+        self, service: FileService, grant: Grant, lease: Lease, bucket: Bucket | None = None, pay: Pay | None = None,
+        hold: Hold | None = None,
+    ) -> None:  # fmt: skip
         super().__init__(service)
-        self._grant, self.lease, self._bucket, self._pay = grant, lease, bucket, pay
+        self._grant, self.lease, self._bucket, self._pay, self._hold = grant, lease, bucket, pay, hold
+        self._only_calls = "sign_only" if grant.level == "sign_only" else "with confirm" if grant.confirm else ""
         self._principal = OPERATOR
 
     def attach(self, principal: Principal) -> Self:
@@ -59,11 +63,9 @@ class Granted(View):
         match self._grant.level:
             case "read_only":
                 return replace(st, mode=st.mode & ~0o222)
-            case "sign_only" if st.kind is not Kind.CALL:
-                return replace(st, mode=st.mode & ~0o222)
             case "disabled":
                 return replace(st, mode=st.mode & ~0o777)
-        return st
+        return replace(st, mode=st.mode & ~0o222) if self._only_calls and st.kind is not Kind.CALL else st
 
     async def stat(self, path: Path) -> Stat:
         return self._masked(await super().stat(path))
@@ -81,10 +83,17 @@ class Granted(View):
         self._check(path)
         if self._grant.level == "read_only":
             raise error(errno.EROFS, path, "mounted read_only")
-        if self._grant.level == "sign_only":
-            raise error(errno.EACCES, path, "mounted sign_only")
+        if self._only_calls:
+            raise error(errno.EACCES, path, f"mounted {self._only_calls}")
         if self._bucket is not None:
             self._bucket.take(1, path, errno.ENOBUFS)
+
+    def _confirmed(self, want: Want) -> Want:
+        if not self._grant.confirm:
+            return want
+        if self._hold is None:
+            raise error(errno.EACCES, detail="nobody is there to confirm it")
+        return replace(want, confirm=self._hold(self._principal))
 
     async def _paying(self, want: Want) -> Want:
         if self._grant.level != "budgeted" or self._pay is None:
@@ -96,9 +105,9 @@ class Granted(View):
         if mode & _WRITES:
             if self._grant.level == "read_only":
                 raise error(errno.EROFS, path, "mounted read_only")
-            if self._grant.level == "sign_only" and (await self._service.stat(path)).kind is not Kind.CALL:
-                raise error(errno.EACCES, path, "mounted sign_only")
-            want = await self._paying(want)
+            if self._only_calls and (await self._service.stat(path)).kind is not Kind.CALL:
+                raise error(errno.EACCES, path, f"mounted {self._only_calls}")
+            want = self._confirmed(await self._paying(want))
         if self._bucket is not None:
             self._bucket.take(1, path, errno.EAGAIN)
         return await self._held(await super().open(path, mode, want=want), path, mode)

@@ -55,7 +55,8 @@ class Service:
     """A service of every agent: ``name`` in the mount table, ``at`` its mount point ("" the agent's root).
 
     ``needs_budget``: it spends money, so it can only be mounted with an account that pays. ``level``: what an agent is
-    granted on it unless its autonomy or its operator says otherwise.
+    granted on it unless its autonomy or its operator says otherwise. ``is_confirmable``: all that it does for an agent
+    it does in calls, so that a mount may have each of them confirmed.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Service:
     build: Callable[[Scope], FileService]
     needs_budget: bool = False
     level: str = "read_write"
+    is_confirmable: bool = False
 
 
 def discover() -> Sequence[Service]:

@@ -1,10 +1,14 @@
-"""approvals: writes over the approval threshold of a budgeted mount wait here until an approver decides.
+"""approvals: writes over a budgeted mount's threshold, and uses that a mount has confirmed, wait here for an approver.
 
-The write itself fails with EPERM and names the request, whose id is a hash of who wrote what where.
-``approvals/<id>/request`` (R) is the exact document, ``approvals/<id>/status`` (R) {id state source path cost_usd
-approvers at expires by}, ``approvals/<id>/ctl`` (X) allow | deny. Allowed, the same write by the same writer goes
-through once. ``approvals/events`` (S) has a record a change of state. Requests and decisions expire after a day.
-Approvers are the operator and the tokens that the mount names, but for their own requests; never the agent itself.
+A write over the threshold fails with EPERM and names the request, whose id is a hash of who wrote what where. Allowed,
+the same write by the same writer goes through once. A call on a mount with ``confirm`` waits in its read instead, each
+use under an id of its own: allowed it is answered, denied EACCES, undecided in time (5 minutes) ETIMEDOUT; closed
+before that it is withdrawn.
+``approvals/<id>/request`` (R) is the exact document, ``approvals/<id>/status`` (R) {id kind state source path
+hash cost_usd approvers at expires by}, ``approvals/<id>/ctl`` (X) allow | deny. ``kind`` is spend or confirm, ``hash``
+the SHA-256 of a request to confirm. ``approvals/events`` (S) has a record a change of state, without the request.
+Requests and decisions expire after a day. Approvers are the operator and the tokens that the mount names, but for
+their own requests; never the agent itself.
 """
 
 from __future__ import annotations
@@ -12,7 +16,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Sequence
 
-from agentfs.engine.approvals import LOG
+from agentfs.engine.approvals import CONFIRM, LOG, hash_of
 from agentfs.errors import error
 from agentfs.record import Log
 from agentfs.rows import ApprovalRow
@@ -43,14 +47,15 @@ class Desk:
         row = await self._row(at)
         return document(
             {
-                "id": row.id, "state": self._approvals.state(row), "source": row.source, "path": row.path,
+                "id": row.id, "kind": row.kind, "state": self._approvals.state(row), "source": row.source,
+                "path": row.path, "hash": hash_of(row) if row.kind == CONFIRM else None,
                 "cost_usd": row.cost_usd, "approvers": row.approvers.split(","), "by": row.by or None,
                 "at": rfc3339(row.at_ns), "expires": rfc3339(row.expires_ns),
             }
         )  # fmt: skip
 
     async def allow(self, at: At) -> None:
-        """Let the very same write through, once."""
+        """Let the very same write, or the use that waits, through, once."""
         await self._approvals.decide(self._agent, at["id"], "allow", at.principal)
 
     async def deny(self, at: At) -> None:

@@ -9,7 +9,8 @@ the payload, ``identity/decrypt`` (C) takes {"from", "payload"} and answers the 
 ``identity/history`` (R) has a line a key: {pubkey since until handover signature}, where the key before signed the
 SHA-256 of the handover. ``identity/ctl`` (X, the operator's): rotate, or import PUBKEY SEALED, which ``agentfs keys
 import`` makes of a key from elsewhere. Signatures are BIP-340 over
-secp256k1. One handle is one request; each use is a record in the trace, with its purpose and a hash.
+secp256k1. One handle is one request; each use is a record in the trace, with its purpose and a hash. Mounted with
+``confirm=operator`` each use but verify waits in approvals/ until it is allowed.
 """
 
 from __future__ import annotations
@@ -164,11 +165,16 @@ def identity(scope: Scope) -> Tree:
         File(name="npub", read=keys.npub),
         File(name="history", read=keys.history),
         Call(name="sign", answer=keys.sign, usage="write any text and read its signature\n"),
-        Call(name="verify", answer=keys.verify, usage='write {"text":"...","sig":"..."} and read {"valid":...}\n'),
+        Call(
+            name="verify",
+            answer=keys.verify,
+            usage='write {"text":"...","sig":"..."} and read {"valid":...}\n',
+            harmless=True,
+        ),
         Call(name="encrypt", answer=keys.encrypt, usage='write {"to":"KEY","text":"..."} and read the payload\n'),
         Call(name="decrypt", answer=keys.decrypt, usage='write {"from":"KEY","payload":"..."} and read the text\n'),
         Ctl(name="ctl", verbs=verbs, operator_verbs=frozenset(verbs)),
     )
 
 
-SERVICE = Service("identity", "identity", identity, level="sign_only")
+SERVICE = Service("identity", "identity", identity, level="sign_only", is_confirmable=True)

@@ -3,9 +3,11 @@
 ``ns`` (RW) has one line a mount or bind: ``mount SERVICE PATH [before|after] [LEVEL] [NAME=VALUE...]`` or
 ``bind PATH PATH [before|after]``. LEVEL is read_write (the default), read_only, sign_only, budgeted or disabled. A
 budgeted mount takes per_tick_usd, per_day_usd, approval_threshold_usd, price_usd (for each unit written), approvers
-(operator, token:ID) and trust (reported or reserved); every mount takes rate (opens and changes a second). What is not
-mounted does not exist for the agent. The operator writes it; it counts at once, also for files that are open: what is
-no longer granted is EACCES. Writing ``preset`` goes back to what the agent's autonomy stands for.
+(operator, token:ID) and trust (reported or reserved); every mount takes rate (opens and changes a second). confirm, who
+is named as in approvers, makes each use of an identity wait in approvals/ until one of them allows it; only a service
+that does all it does in calls takes it. What is not mounted does not exist for the agent. The operator writes it; it
+counts at once, also for files that are open: what is no longer granted is EACCES. Writing ``preset`` goes back to what
+the agent's autonomy stands for.
 """
 
 from __future__ import annotations

@@ -126,11 +126,15 @@ class Queue(Leaf):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Call(Leaf):
-    """Write a request, read its answer on the same handle; with no request yet a read gives ``usage``."""
+    """Write a request, read its answer on the same handle; with no request yet a read gives ``usage``.
+
+    ``harmless``: it uses nothing that is the agent's, so a mount that has each use confirmed lets it through.
+    """
 
     kind = Kind.CALL
     answer: Answer
     usage: str
+    harmless: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

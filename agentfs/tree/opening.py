@@ -9,6 +9,7 @@ from agentfs.record import Follow
 from agentfs.service import FileHandle
 from agentfs.tree.documents import CallHandle, CtlHandle, DocumentHandle, QueueHandle
 from agentfs.tree.handles import DataHandle, FollowHandle, LogHandle, Opening
+from agentfs.tree.held import HeldHandle
 from agentfs.tree.nodes import Call, Ctl, Data, File, Leaf, Queue, Stream
 from agentfs.types import Mode
 
@@ -26,7 +27,8 @@ async def open_leaf(node: Leaf, opening: Opening, *, is_new: bool) -> FileHandle
         case Ctl():
             return CtlHandle(node, opening)
         case Call():
-            return CallHandle(node, opening)
+            confirm = None if node.harmless else at.want.confirm
+            return CallHandle(node, opening) if confirm is None else HeldHandle(node, confirm, opening)
         case Queue():
             return QueueHandle(node, await node.sink(at) if Mode.WRITE in opening.mode else None, opening)
         case File():

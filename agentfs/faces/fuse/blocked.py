@@ -6,6 +6,7 @@ It must not know of inodes, services or the kernel's messages.
 from __future__ import annotations
 
 import errno
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ log = logging.getLogger(__name__)
 _PERIOD_S = 0.1
 _PERIOD_PER_READ_S = 0.0003
 _BURST = 32
+_HEIRS_EVERY = 5  # sweeps: it looks at every process there is
 
 
 @dataclass(slots=True)
@@ -75,7 +77,7 @@ class Blocked:
 
     async def sweep(self, is_connected: Callable[[], bool]) -> None:
         """Watch the readers for signals until cancelled; one lost check never ends it."""
-        while True:
+        for turn in itertools.cycle(range(_HEIRS_EVERY)):
             if not self._reads:
                 self._some = trio.Event()
                 await self._some.wait()
@@ -83,6 +85,8 @@ class Blocked:
             try:
                 if is_connected():
                     await self._check()
+                    if turn == 0:
+                        await self._check_heirs()
                 else:
                     self.end()
             except Exception:
@@ -100,6 +104,15 @@ class Blocked:
                 _interrupt(threads, reads)
             if i % _BURST == 0:
                 await trio.lowlevel.checkpoint()
+
+    async def _check_heirs(self) -> None:
+        """End reads of processes that have inherited the descriptor from an opener that lives: ``cat <&3``."""
+        for heir in await trio.to_thread.run_sync(signals.stuck):
+            reads = [read for read in self._reads if read.opener.ino in heir.inodes]
+            if not any(read.opener.pid == heir.pid for read in reads):  # else it waits on what it has opened itself
+                for read in reads:
+                    if read.opener.pid in heir.ancestors:
+                        read.scope.cancel()
 
 
 def _interrupt(threads: set[int], reads: list[_Read]) -> None:

@@ -138,7 +138,7 @@ class Face:
         except OSError as exc:
             self._note(principal, request.method, request.scope["path"].lstrip("/")[:200], exc)
             raise
-        ask = Ask(request, self._tree(principal), path, is_dir, self._limits)
+        ask = Ask(request, self._tree(principal), path, is_dir, self._limits, self._watchers.ending)
         self._check_query(ask)
         if request.method == "GET" and ask.query("watch") is not None:
             return await self._watchers.watch(ask, principal)

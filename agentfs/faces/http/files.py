@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 
+import anyio
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
@@ -14,6 +16,7 @@ from agentfs.errors import error
 from agentfs.faces.http import answers
 from agentfs.faces.http.paths import destination, match
 from agentfs.limits import Limits
+from agentfs.record import Pulse
 from agentfs.service import FileHandle, FileService
 from agentfs.types import Kind, Mode, Path, Stat, Want, join
 
@@ -24,13 +27,14 @@ _WALK = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request, authenticated and decoded."""
+    """One request, authenticated and decoded. ``ending`` fires when the face begins to close."""
 
     request: Request
     tree: FileService
     path: Path
     is_dir: bool
     limits: Limits
+    ending: Pulse
 
     def header(self, name: str) -> str | None:
         """A request header."""
@@ -63,6 +67,11 @@ class Ask:
         except ClientDisconnect as exc:
             raise error(errno.ECANCELED, self.path, "the client went away") from exc
         return bytes(whole)
+
+    async def gone(self) -> None:
+        """Return when the client has gone away; to be asked once the body was read."""
+        while (await self.request.receive())["type"] != "http.disconnect":
+            pass
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -166,7 +175,7 @@ async def write_as(ask: Ask, kind: Kind, body: bytes) -> Response:
         case Kind.CALL | Kind.QUEUE:
             mode = Mode.READ | Mode.WRITE
             handle = await ask.tree.open(ask.path, mode, want=ask.want)
-            answer = await _fill(handle, body, answers_too=True)
+            answer = await _fill(handle, body, partial(_answer, ask))
             return Response(answer, 200, media_type=answers.media_type(kind, answer))
         case Kind.CTL:
             await _fill(await ask.tree.open(ask.path, Mode.WRITE, want=ask.want), body)
@@ -194,8 +203,10 @@ async def _for_writing(ask: Ask, mode: Mode) -> tuple[FileHandle, bool]:
     return await ask.tree.create(ask.path, mode, want=ask.want), True
 
 
-async def _fill(handle: FileHandle, body: bytes, *, answers_too: bool = False) -> bytes:
-    """Write all of *body* as one document and close; after an error nothing more is committed."""
+async def _fill(
+    handle: FileHandle, body: bytes, answer: Callable[[FileHandle], Awaitable[bytes]] | None = None
+) -> bytes:
+    """Write all of *body* as one document, take its answer and close; after an error nothing more is committed."""
     async with handle:
         try:
             done = 0
@@ -208,7 +219,28 @@ async def _fill(handle: FileHandle, body: bytes, *, answers_too: bool = False) -
         except BaseException:
             handle.discard()
             raise
-        return await read_all(handle) if answers_too else b""
+        return await answer(handle) if answer else b""
+
+
+async def _answer(ask: Ask, handle: FileHandle) -> bytes:
+    """What *handle* answers; one that waits does so for as long as the client and this face. ECANCELED, ENOTCONN."""
+    if not handle.is_ready():
+        why: list[OSError] = []
+        async with anyio.create_task_group() as group:
+
+            async def end(wait: Callable[[], Awaitable[None]], exc: OSError) -> None:
+                await wait()
+                why.append(exc)
+                group.cancel_scope.cancel()
+
+            group.start_soon(end, ask.gone, error(errno.ECANCELED, ask.path, "the client went away"))
+            group.start_soon(end, partial(ask.ending.wait, 0), error(errno.ENOTCONN, ask.path))
+            with suppress(OSError):  # the read that follows raises it
+                await handle.wait_ready()
+            group.cancel_scope.cancel()
+        if why:
+            raise why[0]
+    return await read_all(handle)
 
 
 async def delete(ask: Ask) -> Response:

@@ -19,6 +19,7 @@ from starlette.types import Message, Receive, Scope, Send
 
 from agentfs.errors import error
 from agentfs.faces.http.files import Ask
+from agentfs.record import Pulse
 from agentfs.service import FileHandle
 from agentfs.types import Kind, Mode, Path, Principal
 
@@ -29,13 +30,13 @@ _CURSOR: Final = re.compile(r"0|[0-9A-Za-z]{1,64}-[0-9]{1,18}")
 
 
 class Watchers:
-    """Every open watch, counted per principal; `close` ends them all."""
+    """Every open watch, counted per principal; `close` ends them all. ``ending`` fires when it begins."""
 
     def __init__(self, limit: int) -> None:
         self._limit = limit
         self._open: set[FileHandle] = set()
         self._count: Counter[Principal] = Counter()
-        self.is_closing = False
+        self.is_closing, self.ending = False, Pulse()
 
     async def watch(self, ask: Ask, principal: Principal) -> Response:
         """Answer with the records behind the cursor asked for. EOPNOTSUPP for no stream, EINVAL, EMFILE, ENOTCONN."""
@@ -64,6 +65,7 @@ class Watchers:
     async def close(self) -> None:
         """End every watch with ``closing``."""
         self.is_closing = True
+        self.ending.fire()
         for handle in list(self._open):
             await handle.aclose()
 

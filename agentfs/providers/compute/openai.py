@@ -160,8 +160,9 @@ async def _streamed(found: AsyncGenerator[tuple[str, bytes]]) -> AsyncGenerator[
             break
         with formed():
             part = _piece(decoded(data), calls)
-        reason = part.finish_reason or reason
-        yield replace(part, finish_reason="")
+        if part.finish_reason:
+            reason, part = part.finish_reason, replace(part, finish_reason="")
+        yield part
     if not reason:
         raise error(errno.EREMOTEIO, detail="the stream ended without a reason")
     message: dict[str, Any] = {"role": "assistant", **({"tool_calls": list(calls.values())} if calls else {})}

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import os
 from collections import OrderedDict
-from pathlib import Path
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives import hashes
@@ -17,9 +16,7 @@ from cryptography.hazmat.primitives.kdf.hkdf import HKDF
 
 from agentfs.errors import error
 from agentfs.ports import Key
-from agentfs.providers.keys import curve, nip04, nip44, sealed, seed
-from agentfs.providers.keys.sealed import KeyFile, new_key_file
-from agentfs.providers.keys.secret import Secret
+from agentfs.providers.keys import curve, nip04, nip44, seed
 
 _HELD = 1024
 _NONCE = 12
@@ -108,24 +105,3 @@ class Keeper:
     def verify(self, pubkey: bytes, digest: bytes, signature: bytes) -> bool:
         """See `Signer.verify`."""
         return curve.verify(pubkey, digest, signature)
-
-
-def opener(key_file: Path, phrase: str) -> Secret | KeyFile:
-    """What opens a sealed file: *phrase* if there is one, else *key_file*, which is made where there is none."""
-    if phrase:
-        return Secret(phrase)
-    return KeyFile(key_file) if key_file.exists() else new_key_file(key_file)
-
-
-def create(path: Path, key: Secret | KeyFile, words: str) -> None:
-    """Seal the seed of *words* in *path*. EEXIST when there is a sealed file: keys are never replaced by accident."""
-    if path.exists():
-        raise error(errno.EEXIST, str(path), "it holds the keys of every agent")
-    sealed.seal(path, seed.seed_of(seed.check_words(words)), key)
-
-
-def open_sealed(path: Path, key: Secret | KeyFile) -> Keeper:
-    """The keeper of a sealed file, which is made with fresh words where there is none. EINVAL, EACCES."""
-    if not path.exists():
-        create(path, key, seed.fresh_words(256))
-    return Keeper(sealed.unseal(path, key))

@@ -14,10 +14,10 @@ from typing import Self
 import anyio
 import httpx
 
+from agentfs.client import Trust
 from agentfs.errors import error
 from agentfs.limits import Limits
 from agentfs.providers.remote.files import open_file
-from agentfs.providers.remote.trust import Trust
 from agentfs.providers.remote.watch import Pause, Watch, WatchHandle
 from agentfs.providers.remote.wire import Wire, stat_of, stats_of, target, wishes
 from agentfs.service import FileHandle, FileService

@@ -5,19 +5,19 @@ It opens no file and keeps nothing of what it was told.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import stat as _stat
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AbstractContextManager, asynccontextmanager
 from hashlib import blake2b
 from typing import Any, Final, TypeVar
-from urllib.parse import quote, urlsplit
+from urllib.parse import quote
 
 import httpx
 import msgspec
 
+from agentfs.client import Trust, base, translated
 from agentfs.errors import error, from_wire
-from agentfs.providers.remote.trust import Trust, refusal
 from agentfs.types import Kind, Path, Qid, Stat, Want, clean, join, parse_time
 
 T = TypeVar("T")
@@ -98,7 +98,7 @@ class Wire:
     def __init__(
         self, url: str, token: str, *, transport: httpx.AsyncBaseTransport | None = None, trust: Trust | None = None
     ) -> None:
-        self.url = _base(url)
+        self.url = base(url)
         if not token or len(token) > _TOKEN_MAX or not token.isascii() or not token.isprintable() or " " in token:
             raise error(errno.EACCES, self.url, "the token is empty, or holds what no token can hold")
         self._http = httpx.AsyncClient(
@@ -127,7 +127,7 @@ class Wire:
         """The content of a file."""
         return (await self.ask("GET", path)).content
 
-    @contextlib.asynccontextmanager
+    @asynccontextmanager
     async def stream(self, path: Path, params: Mapping[str, str]) -> AsyncIterator[httpx.Response]:
         """An accepted answer to a GET, to be read as it comes; only silence ends the wait for more."""
         timeout = httpx.Timeout(CONNECT_S, read=SILENCE_S)
@@ -137,44 +137,6 @@ class Wire:
                     raise from_wire(answer.status_code, await answer.aread(), path)
                 yield answer
 
-    @contextlib.contextmanager
-    def translated(self, path: Path) -> Iterator[None]:
-        """Turn what httpx raises into ENOTCONN, ETIMEDOUT, EINVAL, EIO, or EACCES for what TLS refuses."""
-        try:
-            yield
-        except (httpx.ConnectError, httpx.ConnectTimeout) as exc:
-            if refused := refusal(exc):
-                raise error(errno.EACCES, path, refused) from exc
-            raise _unreachable(path, f"cannot reach {self.url}: {_words(exc)}") from exc
-        except httpx.TimeoutException as exc:
-            raise error(errno.ETIMEDOUT, path, f"no answer from {self.url}") from exc
-        except (httpx.UnsupportedProtocol, httpx.LocalProtocolError, httpx.InvalidURL) as exc:
-            raise error(errno.EINVAL, path, str(exc)) from exc
-        except (httpx.TransportError, httpx.StreamError) as exc:
-            if refused := refusal(exc):
-                raise error(errno.EACCES, path, refused) from exc
-            raise _unreachable(path, f"connection to {self.url} broke: {_words(exc)}") from exc
-        except httpx.HTTPError as exc:
-            raise error(errno.EIO, path, str(exc)) from exc
-
-
-def _base(url: str) -> str:
-    """*url* without its final slash. EINVAL unless it is plain ``http(s)://host[:port][/prefix]``."""
-    try:
-        parts = urlsplit(url)
-        is_sound = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 1) > 0
-    except ValueError:
-        is_sound = False
-    if not is_sound or "@" in parts.netloc or parts.query or parts.fragment:
-        raise error(errno.EINVAL, url.partition("@")[2] or url, "url: want http://host:port")
-    return url.rstrip("/")
-
-
-def _unreachable(path: Path, text: str) -> OSError:
-    """ENOTCONN as a client sees it: the table's own text says that the runtime is stopping, which nobody knows here."""
-    return OSError(errno.ENOTCONN, text, path)
-
-
-def _words(exc: Exception) -> str:
-    text = str(exc) or type(exc).__name__
-    return text.partition("] ")[2] or text
+    def translated(self, path: Path) -> AbstractContextManager[None]:
+        """`agentfs.client.translated` with this runtime's URL."""
+        return translated(self.url, path)
