@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from agentctl import messages, rights
+from agentctl import chat, messages, models, rights
 from agentctl.command import Ca, Cert, Form, Key, Options, Session, Signer, State, Token, Url, add, group
 from agentctl.output import INTERRUPTED, PIPE_CLOSED, exit_code, failure, legend, printable, silence
 from agentctl.wire import Entry, tidy
@@ -106,13 +106,16 @@ def create(
     program: Annotated[str | None, typer.Option("--program", metavar="JSON", help="The program as JSON.")] = None,
     execute: Annotated[str | None, typer.Option("--exec", metavar="CMD", help="Run this command each tick.")] = None,
     inline: Annotated[str | None, typer.Option("--inline", metavar="REF", help="A trusted module:Class.")] = None,
+    prompt: Annotated[str | None, typer.Option("--prompt", metavar="TEXT", help="Have a model answer so.")] = None,
+    model: Annotated[str | None, typer.Option("--model", help="MODEL or PROVIDER/MODEL, for --prompt.")] = None,
     config: Annotated[
         list[str] | None,
         typer.Option("--config", "-c", metavar="K=V", help="A field of config; dots nest, V may be JSON. Repeatable."),
     ] = None,
 ) -> None:
     """Create an agent, dormant; without a program it gets the runtime's default one."""
-    document = messages.agent(agent_id(name), program, execute, inline, config or [])
+    ways = messages.Ways(program, execute, inline, prompt, model)
+    document = messages.agent(agent_id(name), ways, config or [])
     session.out.value(_object(session.client.call("agents", document), "agents"))
 
 
@@ -283,7 +286,8 @@ def runtime(session: Session) -> None:
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
-    "list": list_, "create": create, "delete": delete, "status": status, "send": send, "tick": tick, "ctl": ctl,
+    "list": list_, "create": create, "delete": delete, "status": status, "send": send, "chat": chat.chat,
+    "tick": tick, "ctl": ctl,
     "logs": logs, "read": read, "write": write, "ls": ls, "watch": watch, "runtime": runtime,
 }  # fmt: skip
 for _name, _run in COMMANDS.items():
@@ -293,6 +297,7 @@ GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = 
     "token": (rights.token, rights.TOKEN_COMMANDS),
     "approvals": (rights.approvals, rights.APPROVAL_COMMANDS),
     "identity": (rights.identities, rights.IDENTITY_COMMANDS),
+    "compute": (models.compute, models.COMMANDS),
 }
 for _name, (_run, _commands) in GROUPS.items():
     _below = group(app, _name, _run)

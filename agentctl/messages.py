@@ -9,7 +9,7 @@ import errno
 import shlex
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
@@ -17,6 +17,9 @@ from agentctl.client import Client
 from agentctl.output import parse
 from agentfs.errors import error
 from agentfs.types import new_id
+
+PROMPT_TICK_MS: Final = 600_000
+"""A model may take its time: an agent made of a prompt has ten minutes for a message, unless told otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,21 +59,39 @@ def ask(client: Client, home: str, sent: Message, deadline: float) -> tuple[obje
     since = "0" if sent.is_named else None
     for _, line in client.watch(f"{home}/outbox", since, resume="0", deadline=deadline, opened=post):
         reply = parse(line)
-        if isinstance(reply, dict) and _replies_to(reply) == sent.id:
+        if isinstance(reply, dict) and replies_to(reply) == sent.id:
             return receipts[0], reply
     raise error(errno.ENODATA, f"{home}/outbox", f"the outbox ended before a reply to {sent.id}")
 
 
-def _replies_to(envelope: dict[str, Any]) -> object:
+def replies_to(envelope: dict[str, Any]) -> object:
+    """The id of the message that *envelope* answers, None for none."""
     metadata = envelope.get("metadata")
     return metadata.get("reply_to") if isinstance(metadata, dict) else None
 
 
-def agent(name: str, program: str | None, execute: str | None, inline: str | None, config: list[str]) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """The ways in which a command line names a program; *model* goes with *prompt*."""
+
+    program: str | None = None
+    execute: str | None = None
+    inline: str | None = None
+    prompt: str | None = None
+    model: str | None = None
+
+
+def agent(name: str, ways: Ways, config: list[str]) -> bytes:
     """The request for a new agent; at most one way to name its program. EINVAL names the option."""
-    if sum(way is not None for way in (program, execute, inline)) > 1:
-        raise error(errno.EINVAL, "", "give one of --program, --exec, --inline")
+    program, execute, inline, prompt = ways.program, ways.execute, ways.inline, ways.prompt
+    if sum(way is not None for way in (program, execute, inline, prompt)) > 1:
+        raise error(errno.EINVAL, "", "give one of --program, --exec, --inline, --prompt")
+    if ways.model is not None and prompt is None:
+        raise error(errno.EINVAL, "", "--model goes with --prompt")
     document: dict[str, Any] = {"name": name}
+    if prompt is not None:  # below, so that --config can say otherwise
+        document |= {"program": {"kind": "llm", "prompt": prompt}, "tick_timeout_ms": PROMPT_TICK_MS}
+        document["program"] |= {"model": ways.model} if ways.model is not None else {}
     for pair in config:
         _place(document, pair)
     if program is not None:

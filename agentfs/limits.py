@@ -45,6 +45,7 @@ class Limits:
     jobs: int = 10_000  # ENOSPC: requests to models that run or ended lately, per agent
     jobs_running: int = 256  # requests to models under way at a time; others are pending
     job_ttl_seconds: int = 604_800  # how long an ended one is kept, with its stream
+    conversations: int = 1_000  # the one without a word for the longest time is forgotten first, per agent
     agent_handles: int = 512  # EMFILE: per agent or operator's token, with all made from it
     agent_rate: int = 2_000  # EAGAIN, ENOBUFS: opens, changes and writes a second, as above
     agent_write_bytes: int = 64 << 20  # ENOBUFS: bytes written a second, as above

@@ -359,7 +359,20 @@ class PeerRow(Row, frozen=True, kw_only=True):
     ahead_ns: int
 
 
+class ConversationRow(Row, frozen=True, kw_only=True):
+    """That an agent keeps a conversation of this name; its records are in a log, ``seq`` orders by the last change."""
+
+    TABLE = "conversations"
+    KEY = ("agent", "name")
+    INDEX = ("seq",)
+    agent: str
+    name: str
+    seq: int = 0
+    changed_at_ns: int
+
+
 TABLES: tuple[type[Row], ...] = (
     AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow, AccountRow, HoldRow,
     EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow, JobRow, DocumentRow,
+    ConversationRow,
 )  # fmt: skip

@@ -24,7 +24,7 @@ from agentfs.compute.port import ComputeProvider
 from agentfs.config import Config
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
-from agentfs.engine.settings import InlineProgram, Settings, parse_settings
+from agentfs.engine.settings import InlineProgram, LlmProgram, Settings, parse_settings
 from agentfs.errors import only
 from agentfs.faces.http import Face, app, serve, tls
 from agentfs.house import build
@@ -35,6 +35,7 @@ from agentfs.providers.keys.kept import keeping
 from agentfs.providers.keys.wire import Source
 from agentfs.providers.programs.execute import Execute
 from agentfs.providers.programs.inline import Inline, load_class
+from agentfs.providers.programs.llm import Llm
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.providers.store.sqlite import SqliteStore
 from agentfs.spaces import Spaces
@@ -48,8 +49,8 @@ log = logging.getLogger(__name__)
 class Programs:
     """Loads programs; knows what environment an exec program gets. ``url`` is set once HTTP listens."""
 
-    def __init__(self, config: Config, token: Callable[[str], str]) -> None:
-        self._config, self._token = config, token
+    def __init__(self, config: Config, clock: Clock, token: Callable[[str], str]) -> None:
+        self._config, self._clock, self._token = config, clock, token
         self.url = ""
 
     def load(self, agent: str, settings: Settings) -> Program:
@@ -57,6 +58,8 @@ class Programs:
         program = settings.program
         if isinstance(program, InlineProgram):
             return Inline(program)
+        if isinstance(program, LlmProgram):
+            return Llm(program, self._clock)
         workdir = self._config.state / "work" / agent
         return Execute(program, self._environment(agent, workdir), workdir, self._config.limits.output_bytes)
 
@@ -131,7 +134,7 @@ class Runtime:
         providers: Mapping[str, tuple[ComputeProvider, str]], gate: tls.Gate | None = None,
     ) -> None:  # fmt: skip
         self.config, self.clock, self._store, self._gate = config, clock, store, gate
-        self._programs = Programs(config, lambda agent: self.tokens.of_agent(agent))
+        self._programs = Programs(config, clock, lambda agent: self.tokens.of_agent(agent))
         self.engine = Engine(
             store, clock, config.limits, self._programs.load, self._view, secret=operator_token, signer=signer,
             providers=providers,

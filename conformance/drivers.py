@@ -22,15 +22,17 @@ import msgspec
 
 from agentfs.checked import Checked
 from agentfs.compute.port import ComputeProvider
+from agentfs.engine.agent import Program
 from agentfs.engine.audit import audit
 from agentfs.engine.engine import NO_PROVIDERS, Engine
-from agentfs.engine.settings import InlineProgram, Settings
+from agentfs.engine.settings import InlineProgram, LlmProgram, Settings
 from agentfs.house import build
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.keys.keeper import Keeper
 from agentfs.providers.programs.inline import Inline, load_class
+from agentfs.providers.programs.llm import Llm
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.providers.store.sqlite import SqliteStore
 from agentfs.service import FileService
@@ -106,7 +108,9 @@ async def in_process(
     store = await open_store(store_name, folder)
     spaces: list[Spaces] = []
 
-    def load(agent: str, settings: Settings) -> Inline:
+    def load(agent: str, settings: Settings) -> Program:
+        if isinstance(settings.program, LlmProgram):
+            return Llm(settings.program, SystemClock())
         assert isinstance(settings.program, InlineProgram)
         return Inline(settings.program)
 

@@ -3,17 +3,19 @@
 ``echo`` repeats the last message word by word; ``slow`` the same, waiting for `FakeOpenAI.go` behind its first word;
 ``silent`` waits before anything; ``cut`` breaks off after two words; ``mute`` ends its stream without a reason;
 ``garbage`` sends what is no JSON; ``busy-N`` is 429 N times, then ``echo``; ``broken`` is 500, telling the key it was
-sent, ``fails`` does so within its stream; ``bare`` reports no usage; ``tools`` calls one. `FakeOpenAI.requests` are the
-bodies that came, in order.
+sent, ``fails`` does so within its stream; ``bare`` reports no usage; ``tools`` calls one; ``script`` gives what
+`FakeOpenAI.script` holds, one a request: a text, or calls as ``[("read", {"path": "status"})]``. `FakeOpenAI.requests`
+are the bodies that came, in order.
 """
 
 from __future__ import annotations
 
 import json
-from collections import Counter
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
+import threading
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeAlias
 
 import trio
 from hypercorn.config import Config
@@ -25,10 +27,12 @@ from starlette.routing import Route
 
 MODELS = (
     "echo", "slow", "silent", "cut", "mute", "garbage", "busy-1", "busy-9", "broken", "bare", "tools", "weird",
-    "fails",
+    "fails", "script",
 )  # fmt: skip
 CALL = {"index": 0, "id": "call-1", "type": "function", "function": {"name": "look", "arguments": '{"at":'}}
 REST = {"index": 0, "function": {"arguments": '"status"}'}}
+
+Said: TypeAlias = str | Sequence[tuple[str, Mapping[str, Any] | str]]
 
 
 class FakeOpenAI:
@@ -36,6 +40,7 @@ class FakeOpenAI:
 
     def __init__(self) -> None:
         self.requests: list[dict[str, Any]] = []
+        self.script: deque[Said] = deque()
         self.keys: list[str] = []
         self.go = trio.Event()
         self.gone = 0
@@ -72,6 +77,8 @@ class FakeOpenAI:
         if model.startswith("busy-") and self._busy[model] < int(model[5:]):
             self._busy[model] += 1
             return JSONResponse({"error": {"message": "later"}}, 429, {"Retry-After": "1"})
+        if model == "script":
+            return self._scripted(body)
         if model == "silent":
             await self.go.wait()
         said = body["prompt"] if "prompt" in body else body["messages"][-1]["content"]
@@ -84,6 +91,24 @@ class FakeOpenAI:
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         choice |= {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
         return JSONResponse({"object": "chat.completion", "model": model, "choices": [choice], **usage})
+
+    def _scripted(self, body: dict[str, Any]) -> Response:
+        said = self.script.popleft() if self.script else "[end of the script]"
+        words = [f"{word} " for word in said.split()] if isinstance(said, str) else []
+        calls = [] if isinstance(said, str) else [_call(number, *call) for number, call in enumerate(said)]
+        asked, told = len(json.dumps(body["messages"])) // 4, max(1, len(words))
+        usage = {"prompt_tokens": asked, "completion_tokens": told, "total_tokens": asked + told}
+
+        def stream() -> Iterator[str]:
+            for word in words:
+                yield _event({"content": word})
+            for call in calls:
+                yield _event({"tool_calls": [call]})
+            yield _event({}, "tool_calls" if calls else "stop")
+            yield f"data: {json.dumps({'choices': [], 'usage': usage})}\n\n"
+            yield "data: [DONE]\n\n"
+
+        return StreamingResponse(stream(), media_type="text/event-stream")
 
     async def _stream(self, model: str, words: list[str], usage: dict[str, Any], key: str) -> AsyncIterator[str]:
         try:
@@ -125,8 +150,37 @@ class FakeOpenAI:
         return JSONResponse({"data": [{"b64_json": "aW1n"}]})
 
 
+def _call(number: int, name: str, arguments: Mapping[str, Any] | str) -> dict[str, Any]:
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments)
+    return {"index": number, "id": f"c{number}", "type": "function", "function": {"name": name, "arguments": text}}
+
+
 def _event(delta: dict[str, Any], reason: str | None = None) -> str:
     return f"data: {json.dumps({'choices': [{'index': 0, 'delta': delta, 'finish_reason': reason}]})}\n\n"
+
+
+@contextmanager
+def in_thread() -> Iterator[FakeOpenAI]:
+    """A fake server in a thread of its own, for tests without an event loop."""
+    found: list[FakeOpenAI] = []
+    ready, over = threading.Event(), trio.Event()
+    tokens: list[trio.lowlevel.TrioToken] = []
+
+    async def main() -> None:
+        tokens.append(trio.lowlevel.current_trio_token())
+        async with serving() as fake:
+            found.append(fake)
+            ready.set()
+            await over.wait()
+
+    thread = threading.Thread(target=trio.run, args=(main,), daemon=True)
+    thread.start()
+    assert ready.wait(10)
+    try:
+        yield found[0]
+    finally:
+        tokens[0].run_sync_soon(over.set)
+        thread.join(10)
 
 
 @asynccontextmanager

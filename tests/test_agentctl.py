@@ -43,6 +43,14 @@ def test_list_long_shows_state_and_survives_a_removal(face: Face, capsysbinary: 
     [
         ([], {}),
         (["--exec", "python3 'a b.py'"], {"program": {"kind": "exec", "argv": ["python3", "a b.py"]}}),
+        (
+            ["--prompt", "Be kind.", "--model", "m"],
+            {"program": {"kind": "llm", "prompt": "Be kind.", "model": "m"}, "tick_timeout_ms": 600_000},
+        ),
+        (
+            ["--prompt", "Be kind.", "-c", "program.max_steps=2", "-c", "tick_timeout_ms=5"],
+            {"program": {"kind": "llm", "prompt": "Be kind.", "max_steps": 2}, "tick_timeout_ms": 5},
+        ),
         (["--inline", "mod:Cls"], {"program": {"kind": "inline", "ref": "mod:Cls"}}),
         (["--program", '{"kind":"exec","argv":["x"]}'], {"program": {"kind": "exec", "argv": ["x"]}}),
         (
@@ -61,6 +69,8 @@ def test_create(face: Face, capsysbinary: Capture, options: list[str], wanted: d
     "options",
     [
         ["--exec", "a", "--inline", "b:C"],
+        ["--exec", "a", "--prompt", "b"],
+        ["--model", "a"],
         ["--exec", "'"],
         ["--exec", ""],
         ["--program", "{"],

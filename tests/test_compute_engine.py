@@ -21,8 +21,9 @@ from agentfs.compute.port import ComputeProvider, Part, Task, Unserved, Why
 from agentfs.compute.prices import Price, estimate, input_tokens
 from agentfs.compute.routing import Measured, Offer, candidates
 from agentfs.engine.engine import Engine
-from agentfs.engine.jobs import COMPUTE, LIVE, POLICY, Order
+from agentfs.engine.jobs import LIVE, POLICY, Order
 from agentfs.engine.models import PRICES
+from agentfs.engine.money import COMPUTE
 from agentfs.errors import error
 from agentfs.grants import Grant
 from agentfs.ports import Store

@@ -6,7 +6,7 @@ The table is the operator's; nothing here knows where it is kept.
 from __future__ import annotations
 
 import errno
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, Final
 
@@ -17,6 +17,8 @@ from agentfs.errors import error
 
 TOKENS_MAX: Final = 4096
 """Tokens that an answer is taken to have at most, where the request does not say."""
+BYTES_A_TOKEN: Final = 3
+"""A likely value; what is reserved is counted with 1."""
 _MESSAGE_TOKENS: Final = 8  # what a chat template puts around each message, at most
 
 
@@ -82,6 +84,11 @@ def input_tokens(request: Request) -> int:
     messages = request.input.get("messages")
     frames = len(messages) if isinstance(messages, list) else 1
     return _size(request.input) + _MESSAGE_TOKENS * frames
+
+
+def likely_tokens(messages: Sequence[Any]) -> int:
+    """About how many tokens *messages* have."""
+    return sum(_size(message) for message in messages) // BYTES_A_TOKEN + _MESSAGE_TOKENS * len(messages)
 
 
 def _size(value: Any) -> int:

@@ -18,12 +18,14 @@ from agentfs.engine.effects import (
     LogLine,
     MarkSeen,
     PutKv,
+    Remember,
     Reply,
     Send,
     SetAlarm,
     SetState,
 )
 from agentfs.engine.envelope import Envelope, Metadata, check, decode, digest, encode
+from agentfs.engine.memory import remembered
 from agentfs.errors import error
 from agentfs.ports import Append, AtMost, Change, Delete, Put, Trim
 from agentfs.rows import AgentRow, AlarmRow, DeadRow, DeliveryRow, KvRow, SeenRow
@@ -79,6 +81,8 @@ class Draft:
                 self._out.disarmed.append(effect.name)
             case MarkSeen():
                 self._out.changes.append(Put(SeenRow(agent=self._agent, key=effect.key, at_ns=self._ctx.now_ns)))
+            case Remember():
+                self._out.changes += await remembered(self._core, self._ctx.trigger.id, self._agent, effect)
             case LogLine():
                 self.record("log", text=effect.text)
 

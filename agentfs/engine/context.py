@@ -17,6 +17,7 @@ from agentfs.engine.effects import (
     LogLine,
     MarkSeen,
     PutKv,
+    Remember,
     Reply,
     Send,
     SetAlarm,
@@ -35,7 +36,9 @@ if TYPE_CHECKING:
     from agentfs.service import FileService
 
 _FEW = 32
-_NEEDS: dict[type[AnyEffect], str] = {PutKv: "kv", SetAlarm: "schedule", CancelAlarm: "schedule"}
+_NEEDS: dict[type[AnyEffect], str] = {
+    PutKv: "kv", SetAlarm: "schedule", CancelAlarm: "schedule", Remember: "memory",
+}  # fmt: skip
 
 
 class Kv:
@@ -136,6 +139,8 @@ class AgentContext:
                 self.set_state(effect.state, effect.schema)
             case MarkSeen():
                 self.mark_seen(effect.key)
+            case Remember():
+                self.remember(effect.conversation, effect.records)
             case _:
                 self.add(effect)
 
@@ -188,9 +193,22 @@ class AgentContext:
         """
         return await self._spender.run(provider, request, call, max_cost_usd=max_cost_usd, key=key, ask=ask)
 
+    async def step(self, key: str, request: Any, call: Call, *, is_repeatable: bool = False) -> Any:
+        """Do something on the agent's own files once within this envelope: its receipt, in a retry the one it had.
+
+        As `effect`, but free, and of no mount's budget. One that was cut off is called again when it *is_repeatable*;
+        else its outcome is unknown for good: EREMOTEIO. EEXIST for a *key* of another request.
+        """
+        return await self._spender.step(key, request, call, is_repeatable=is_repeatable)
+
     async def secret(self, text: str) -> str:
         """The secret that ``secret:NAME`` stands for; any other *text* is itself. No effect may hold it. ENOENT."""
         return await self._secrets.use(self.agent, text)
+
+    def remember(self, conversation: str, records: Sequence[dict[str, Any]]) -> None:
+        """Append *records* to ``memory/conversations/<conversation>``. EINVAL for the name, EACCES as for `add`."""
+        check_name(conversation, f"memory/conversations/{conversation}")
+        self.add(Remember(conversation=conversation, records=list(records)))
 
     def log(self, text: str) -> None:
         """Add a line to the trajectory."""

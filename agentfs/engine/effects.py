@@ -78,7 +78,14 @@ class LogLine(Effect, frozen=True, kw_only=True, tag="log"):
     text: str
 
 
-AnyEffect: TypeAlias = Reply | Send | SetState | PutKv | SetAlarm | CancelAlarm | MarkSeen | LogLine
+class Remember(Effect, frozen=True, kw_only=True, tag="remember"):
+    """Append *records*, JSON objects, to ``memory/conversations/<conversation>``."""
+
+    conversation: str
+    records: list[dict[str, Any]]
+
+
+AnyEffect: TypeAlias = Reply | Send | SetState | PutKv | SetAlarm | CancelAlarm | MarkSeen | LogLine | Remember
 _DECODER: msgspec.json.Decoder[AnyEffect] = msgspec.json.Decoder(AnyEffect)
 
 

@@ -21,17 +21,17 @@ from agentfs.compute.routing import Offer
 from agentfs.engine.core import Core
 from agentfs.engine.journal import OPEN, UNKNOWN_OUTCOME, Intent, hash_of
 from agentfs.engine.models import Models
-from agentfs.engine.money import Money
+from agentfs.engine.money import COMPUTE, Money
 from agentfs.engine.purse import Account
 from agentfs.engine.run import Ending, Run
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
+from agentfs.fault import point
 from agentfs.ports import Append, AtMost, Change, Delete, DropLogs, Expect, Put
 from agentfs.rows import AgentRow, JobRow
 from agentfs.types import Path
 
 log = logging.getLogger(__name__)
-COMPUTE = "compute"
 POLICY = "compute-policy"
 PENDING, RUNNING, STREAMING = "pending", "running", "streaming"
 COMPLETE, FAILED, CANCELLED = "complete", "failed", "cancelled"
@@ -89,6 +89,7 @@ class Jobs:
         if is_new:
             self._core.logs.finish(agent, log_of(row.id))  # of the same key before, which came to nothing
             self._start(row, request)
+            point("job.submitted")
         return row if is_new else await self.row(agent, intent.id), is_new
 
     def _intent(self, order: Order, reserved: int) -> Intent:
@@ -168,6 +169,7 @@ class Jobs:
                 row.agent, row.id, ending.entry, Put(done), last, receipt={"job_id": row.id, "state": done.state},
                 reason=done.reason, cost_usd=ending.cost_usd,
             )  # fmt: skip
+        point("job.ended")
         self._watch(done.expires_ns)
         self._core.logs.finish(row.agent, log_of(row.id))
         self._core.trace(

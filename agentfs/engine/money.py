@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import msgspec
@@ -16,6 +16,7 @@ from agentfs.engine.approvals import Approvals
 from agentfs.engine.core import Core
 from agentfs.engine.journal import DONE, FAILED, UNKNOWN, UNKNOWN_OUTCOME, Intent, Journal, hash_of
 from agentfs.engine.purse import Account, Grants, Tick, charges, unlimited, unpack
+from agentfs.engine.settings import cap_of
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.fault import point
@@ -24,8 +25,9 @@ from agentfs.ports import Change, Ledger
 from agentfs.rows import AgentRow, EffectRow, HoldRow
 from agentfs.types import Path, Principal
 
+COMPUTE = "compute"
 EFFECTS = "effects"
-"""The service whose mount pays for what programs do outside."""
+"""The services whose mounts pay for what models answer, and for what programs do outside."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +44,12 @@ class Refused(Exception):  # noqa: N818  # not a fault: the provider's answer
 
 Call: TypeAlias = Callable[[str], Awaitable[Done]]
 Ask: TypeAlias = Callable[[str], Awaitable[Done | None]]
+Begin: TypeAlias = Callable[[], Awaitable[tuple[EffectRow, bool]]]
+STEP = "step"  # what the journal calls a program's own doings
+
+
+async def _never(key: str) -> None:
+    """What can be done twice may count as not done."""
 
 
 class Money:
@@ -57,9 +65,10 @@ class Money:
         grant = self.grants(row, service)
         if grant is None or grant.policy is None:
             raise error(errno.EACCES, at, f"{service} is not mounted budgeted")
-        return Account(
-            self._core, self.ledger, self.approvals, row.id, service, grant.policy, principal, at, self._tick
-        )
+        policy, cap = grant.policy, cap_of(row.config) if service == COMPUTE else None
+        if cap is not None:
+            policy = replace(policy, per_tick_usd=min(cap, cap if policy.per_tick_usd is None else policy.per_tick_usd))
+        return Account(self._core, self.ledger, self.approvals, row.id, service, policy, principal, at, self._tick)
 
     async def begin(
         self, account: Account, intent: Intent, path: Path, doc: bytes, *also: Change
@@ -115,17 +124,29 @@ class Spender:
         self._steps += 0 if key else 1
         key = key or f"{self._envelope}/{self._steps}"
         intent = self._intent(provider, request, max_cost_usd, key)
+        return await self._alone(intent, lambda: self._begin(intent, request), call, ask)
+
+    async def step(self, key: str, request: Any, call: Call, *, is_repeatable: bool) -> Any:
+        """See `AgentContext.step`."""
+        intent = Intent(
+            agent=self._about.id, provider=STEP, key=f"{self._envelope}/{key}", hash=hash_of(request), max_cost_usd=0,
+            charges=(), source=self._about.id, envelope=self._envelope,
+        )  # fmt: skip
+        begin = self._money.journal.begin
+        return await self._alone(intent, lambda: begin(intent), call, _never if is_repeatable else None)
+
+    async def _alone(self, intent: Intent, begin: Begin, call: Call, ask: Ask | None) -> Any:
         live, own = self._money.journal.live, (intent.agent, intent.id)
         if own in live:
-            raise error(errno.EBUSY, detail=f"effect: key {key!r} is being called right now")
+            raise error(errno.EBUSY, detail=f"effect: key {intent.key!r} is being called right now")
         live.add(own)
         try:
-            return await self._once(intent, request, call, ask)
+            return await self._once(begin, call, ask)
         finally:
             live.discard(own)
 
-    async def _once(self, intent: Intent, request: Any, call: Call, ask: Ask | None) -> Any:
-        row, is_new = await self._begin(intent, request)
+    async def _once(self, begin: Begin, call: Call, ask: Ask | None) -> Any:
+        row, is_new = await begin()
         if row.state == DONE:
             return msgspec.json.decode(row.receipt)
         if row.state == UNKNOWN:

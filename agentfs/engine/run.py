@@ -18,7 +18,7 @@ import msgspec
 from agentfs.compute.documents import Request, Usage
 from agentfs.compute.policy import Policy
 from agentfs.compute.port import Part, Task, Unserved
-from agentfs.compute.prices import input_tokens
+from agentfs.compute.prices import BYTES_A_TOKEN, input_tokens
 from agentfs.compute.routing import Offer
 from agentfs.engine.core import Core
 from agentfs.engine.journal import DONE, UNKNOWN
@@ -26,12 +26,12 @@ from agentfs.engine.journal import FAILED as NOTHING_DONE
 from agentfs.engine.models import Models
 from agentfs.engine.timers import Timers
 from agentfs.errors import detail_of, error, only, row_of
+from agentfs.fault import point
 from agentfs.ports import Append, Change, Expect, Put
 from agentfs.record import Pulse
 from agentfs.rows import AgentRow, JobRow
 
 _RETRY_NS: Final = 500_000_000
-_BYTES_A_TOKEN: Final = 3  # a likely value; what is reserved is counted with 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,6 +185,7 @@ class Run:
         try:
             self._is_sent = True
             await self._stream(offer, task)
+            point("job.answered")
         except OSError as exc:
             self._is_sent = not isinstance(exc, Unserved)
             if not self._answer.pieces and (not isinstance(exc, Unserved) or exc.is_passing):
@@ -199,7 +200,7 @@ class Run:
         """How many tokens may come out within what is reserved."""
         if offer.price is None:
             return None
-        return offer.price.output_tokens(self.row.reserved_usd, input_tokens(self._request) // _BYTES_A_TOKEN)
+        return offer.price.output_tokens(self.row.reserved_usd, input_tokens(self._request) // BYTES_A_TOKEN)
 
     async def _stream(self, offer: Offer, task: Task) -> None:
         """Take the pieces as they come, while those that came are being stored."""

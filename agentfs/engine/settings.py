@@ -6,11 +6,16 @@ Values and their checks only.
 from __future__ import annotations
 
 import errno
-from typing import Literal, TypeAlias
+from functools import lru_cache
+from typing import Final, Literal, TypeAlias, get_args
 
 import msgspec
 
+from agentfs.budget import check_usd
 from agentfs.errors import error
+
+Tool = Literal["list", "read", "write", "call", "watch"]
+TOOLS: Final[tuple[Tool, ...]] = get_args(Tool)
 
 
 class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -30,7 +35,23 @@ class InlineProgram(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="i
     ref: str
 
 
-Program: TypeAlias = ExecProgram | InlineProgram
+class LlmProgram(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="llm"):
+    """A prompt: a model of ``compute/`` answers each message, with the agent's own namespace as its tools.
+
+    ``max_steps``: model calls for one message; ``max_cost_usd``: micro-USD that all jobs for one message may cost, on
+    top of what the mount limits. ``context_tokens``: what fits into one request. ``tools``: which it has; null is all.
+    """
+
+    prompt: str
+    model: str = ""
+    max_steps: int = 16
+    max_cost_usd: int | None = None
+    temperature: float | None = None
+    context_tokens: int = 8000
+    tools: list[Tool] | None = None
+
+
+Program: TypeAlias = ExecProgram | InlineProgram | LlmProgram
 
 
 class Retry(_Strict, frozen=True, kw_only=True):
@@ -79,9 +100,16 @@ def parse_settings(doc: bytes | str) -> Settings:
     return settings
 
 
+@lru_cache(maxsize=1024)
+def cap_of(config: str) -> int | None:
+    """What the jobs for one message may cost at most, micro-USD, where the program of *config* says so."""
+    program = parse_settings(config).program
+    return program.max_cost_usd if isinstance(program, LlmProgram) else None
+
+
 def _check(settings: Settings) -> None:
-    retry, overflow = settings.retry, settings.overflow
-    bounds = {
+    retry, overflow, program = settings.retry, settings.overflow, settings.program
+    bounds: dict[str, tuple[float, float, float]] = {
         "v": (settings.v, 1, 1),
         "retry.attempts": (retry.attempts, 1, 100),
         "retry.base_ms": (retry.base_ms, 0, 86_400_000),
@@ -92,17 +120,32 @@ def _check(settings: Settings) -> None:
         "tick_timeout_ms": (settings.tick_timeout_ms, 1, 86_400_000),
         "quarantine_after": (settings.quarantine_after, 1, 1_000_000),
     }
+    if isinstance(program, LlmProgram):
+        bounds["program.max_steps"] = (program.max_steps, 1, 1000)
+        bounds["program.context_tokens"] = (program.context_tokens, 256, 10_000_000)
+        bounds["program.temperature"] = (program.temperature or 0.0, 0, 10)
     for name, (value, low, high) in bounds.items():
         if not low <= value <= high:
             raise error(errno.EINVAL, detail=f"config: {name}: {value} is not within {low}..{high}")
-    if isinstance(settings.program, ExecProgram):
-        if not settings.program.argv or not settings.program.argv[0]:
-            raise error(errno.EINVAL, detail="config: program.argv: needs at least the program's name")
-        if any(
-            "\0" in word for word in [*settings.program.argv, *settings.program.env, *settings.program.env.values()]
-        ):
-            raise error(errno.EINVAL, detail="config: program: a word holds a NUL byte")
-        if any(not name or "=" in name for name in settings.program.env):
-            raise error(errno.EINVAL, detail="config: program.env: a name is empty or holds =")
-    elif ":" not in settings.program.ref:
-        raise error(errno.EINVAL, detail="config: program.ref: want module:Class or /path/file.py:Class")
+    _check_program(program)
+
+
+def _check_program(program: Program) -> None:
+    match program:
+        case ExecProgram():
+            _check_exec(program)
+        case InlineProgram() if ":" not in program.ref:
+            raise error(errno.EINVAL, detail="config: program.ref: want module:Class or /path/file.py:Class")
+        case LlmProgram() if not program.prompt.strip():
+            raise error(errno.EINVAL, detail="config: program.prompt: empty")
+        case LlmProgram() if program.max_cost_usd is not None:
+            check_usd("config: program.max_cost_usd", program.max_cost_usd)
+
+
+def _check_exec(program: ExecProgram) -> None:
+    if not program.argv or not program.argv[0]:
+        raise error(errno.EINVAL, detail="config: program.argv: needs at least the program's name")
+    if any("\0" in word for word in [*program.argv, *program.env, *program.env.values()]):
+        raise error(errno.EINVAL, detail="config: program: a word holds a NUL byte")
+    if any(not name or "=" in name for name in program.env):
+        raise error(errno.EINVAL, detail="config: program.env: a name is empty or holds =")

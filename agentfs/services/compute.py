@@ -23,7 +23,8 @@ from typing import Any
 import msgspec
 
 from agentfs.compute import documents, policy
-from agentfs.engine.jobs import COMPLETE, COMPUTE, LIVE, POLICY, Order, log_of
+from agentfs.engine.jobs import COMPLETE, LIVE, POLICY, Order, log_of
+from agentfs.engine.money import COMPUTE
 from agentfs.engine.purse import Account
 from agentfs.errors import error
 from agentfs.record import Log

@@ -1,1 +1,1 @@
-"""Programs an agent may run: any executable (`execute`), or a trusted class in the runtime (`inline`)."""
+"""Programs an agent may run: any executable (`execute`), a trusted class (`inline`), or a prompt (`llm`)."""

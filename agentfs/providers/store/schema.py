@@ -23,6 +23,7 @@ from agentfs.rows import (
     TABLES,
     AccountRow,
     ApprovalRow,
+    ConversationRow,
     DocumentRow,
     EffectRow,
     GrantRow,
@@ -64,7 +65,7 @@ class Plan:
 
 _NEW_TABLES: Final = (
     AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow, JobRow,
-    DocumentRow,
+    DocumentRow, ConversationRow,
 )  # fmt: skip
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
