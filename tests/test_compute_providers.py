@@ -289,7 +289,7 @@ async def test_a_wrong_key_of_workers_ai(workers: Workers) -> None:
 async def test_an_error_within_a_stream_tells_no_key() -> None:
     async with fake_openai.serving() as fake:
         provider = OpenAI(fake.url)
-        with pytest.raises(OSError, match=r"broken for Bearer \[key\]|broken for \[key\]"):
+        with pytest.raises(OSError, match=r"broken for \[key\]"):
             await parts(provider, chat("fails", user("x"), stream=True))
         await provider.aclose()
 

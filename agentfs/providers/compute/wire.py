@@ -101,7 +101,7 @@ def _words(body: bytes) -> str:
 def cleaned(text: str, key: Mapping[str, str]) -> str:
     """*text* on one line, without the key, and not too long."""
     for value in key.values():
-        for secret in {value, value.removeprefix("Bearer ")}:
+        for secret in (value, value.removeprefix("Bearer ")):
             text = text.replace(secret, "[key]") if len(secret) >= _LEAST else text
     return " ".join(text.split())[:WORDS_MAX]
 
