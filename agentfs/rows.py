@@ -299,6 +299,7 @@ class JobRow(Row, frozen=True, kw_only=True):
 
     ``state`` is pending, running, streaming, complete, failed or cancelled; ``output`` JSON, "" before the end;
     ``error`` an errno's name and ``reason`` the words. ``usage`` is JSON, "" when the provider reported none.
+    ``has_key``: its caller brought a key, which is stored nowhere.
     """
 
     TABLE = "jobs"
@@ -310,7 +311,7 @@ class JobRow(Row, frozen=True, kw_only=True):
     source: str
     at_ns: int
     reserved_usd: int
-    max_tokens: int | None = None
+    has_key: bool = False
     provider: str = ""
     model: str = ""
     output: str = ""

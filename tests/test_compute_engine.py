@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from engines import fails, running, started
+from engines import fails, running, settle, started
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -26,6 +26,7 @@ from agentfs.engine.models import PRICES
 from agentfs.engine.money import COMPUTE
 from agentfs.errors import error
 from agentfs.grants import Grant
+from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
 from agentfs.rows import AccountRow, EffectRow, JobRow
@@ -44,7 +45,7 @@ class Server:
         self.failures, self.takes_s, self.names, self.key = list(failures), takes_s, models, key
         self.needs_key = bool(key)
         self.tasks: list[Task] = []
-        self.is_partial = False
+        self.is_partial = self.is_stuck = False
         self.clock: ManualClock | None = None
 
     async def models(self, key: str) -> tuple[str, ...]:
@@ -54,6 +55,8 @@ class Server:
 
     async def run(self, task: Task) -> AsyncGenerator[Part]:
         self.tasks.append(task)
+        if self.is_stuck:
+            await trio.sleep_forever()
         if self.is_partial:
             yield Part(text="half")
         if self.failures:
@@ -322,3 +325,70 @@ def test_a_breaker_lets_one_try_at_a_time(events: list[str]) -> None:
             was = breaker.state(now_ns)
             breaker = breaker.started(now_ns)
             assert breaker.is_available(now_ns) == (was == "closed")
+
+
+async def submitted(engine: Engine, **fields: Any) -> JobRow:
+    """A job that was taken, whatever becomes of it."""
+    doc = {"model": "m", "input": {"messages": [{"role": "user", "content": "hi"}]}, "max_cost_usd": 50, **fields}
+    account = engine.money.account(await engine.row("a"), COMPUTE, OPERATOR, Path(COMPUTE))
+    order = Order("a", parse(msgspec.json.encode(doc)), account, engine.core.new_id(), Path("compute/new"))
+    return (await engine.jobs.submit(order))[0]
+
+
+async def test_a_restart_runs_what_was_never_sent_and_gives_up_the_rest(store: Store, clock: ManualClock) -> None:
+    """What was sent is never sent again and counts as spent; a key that its caller brought is gone."""
+    stuck = Server()
+    stuck.is_stuck = True
+    limits = Limits(jobs_running=1)
+    async with running(store, clock, limits, providers=served(a=stuck)) as engine:
+        await opened(engine)
+        sent = await submitted(engine)
+        await settle(engine)
+        waiting, private = await submitted(engine), await submitted(engine, api_key="sk-mine-alone")
+        assert len(stuck.tasks) == 1 and await books(store) == (150, 0)
+    again = Server()
+    async with running(store, clock, limits, providers=served(a=again)) as engine:
+        await settle(engine)
+        rows = {row.id: row for row in await store.scan(JobRow, "a")}
+        assert (rows[sent.id].state, rows[sent.id].cost_usd) == ("failed", 50)
+        assert (rows[waiting.id].state, rows[waiting.id].cost_usd) == ("complete", 5)
+        assert (rows[private.id].state, rows[private.id].cost_usd) == ("failed", 0)
+        assert len(again.tasks) == 1 and await books(store) == (0, 55)
+
+
+async def test_an_agent_that_is_removed_takes_its_jobs_along(store: Store, clock: ManualClock) -> None:
+    stuck = Server()
+    stuck.is_stuck = True
+    async with running(store, clock, providers=served(a=stuck)) as engine:
+        await opened(engine)
+        await submitted(engine)
+        await settle(engine)
+        await engine.verb("a", "terminate", OPERATOR)
+        await settle(engine)
+        (row,) = await store.scan(JobRow, "a")
+        assert row.state == "cancelled"
+        await engine.remove("a")
+        assert await store.count(JobRow) == 0
+
+
+async def test_a_job_is_forgotten_with_its_stream_when_its_time_is_over(store: Store, clock: ManualClock) -> None:
+    async with running(store, clock, Limits(job_ttl_seconds=60), providers=served(a=Server())) as engine:
+        await opened(engine)
+        row = await asked(engine, clock, stream=True)
+        assert await store.log("a", f"job-{row.id}")
+        clock.advance(61)
+        await settle(engine)
+        assert await store.count(JobRow) == 0 and not await store.log("a", f"job-{row.id}")
+
+
+async def test_a_job_that_takes_too_long_is_ended(store: Store, clock: ManualClock) -> None:
+    stuck = Server()
+    stuck.is_stuck = True
+    async with running(store, clock, providers=served(a=stuck)) as engine:
+        await opened(engine)
+        row = await submitted(engine, timeout_ms=1000)
+        await settle(engine)
+        clock.advance(2)
+        await settle(engine)
+        ended = await engine.jobs.row("a", row.id)
+        assert (ended.state, ended.error, ended.cost_usd) == ("failed", "ETIMEDOUT", 50)
