@@ -98,10 +98,10 @@ async def asked(engine: Engine, clock: ManualClock, model: str = "m", **fields: 
     order = Order("a", parse(msgspec.json.encode(doc)), account, engine.core.new_id(), Path("compute/new"))
     row, _ = await engine.jobs.submit(order)
     with trio.fail_after(10):
+        await settle(engine)
         while (row := await engine.jobs.row("a", row.id)).state in LIVE:
-            await trio.testing.wait_all_tasks_blocked(0.001)
-            if (await engine.jobs.row("a", row.id)).state in LIVE:
-                clock.advance(0.5)
+            clock.advance(0.5)
+            await settle(engine)
     return row
 
 
