@@ -2,7 +2,8 @@
 
 A ``console`` block holds ``$ command`` lines (``> `` continues one), each followed by what it prints; an ``sh`` block
 only commands. A line ``...`` stands for any lines, ``...`` within a line for anything. A block of another language with
-a file's name behind it, as in ``python hello.py``, is written to that file. Ids, times, ports and sizes may differ.
+a file's name behind it, as in ``python hello.py``, is written to that file. Ids, times, ports, sizes and
+blanks at the end of a line may differ.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from pathlib import Path
 FENCE = re.compile(r"^```(\w*)(?: (\S+))?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 MARK = "== done"
 PLAIN = (
+    (r"[ \t]+$", ""),
     (r"(?m)^(/dev/fd/\d+|bash): (line \d+: )?", "bash: "),
     (r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[0-9a-f]{4}-[0-9a-f]{12}", "ID"),
     (r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", "TIME"),

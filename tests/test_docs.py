@@ -10,11 +10,14 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
+import fake_openai
 import pytest
 from docshell import Shell, plain, steps
+from fake_openai import Said
 
 from agentctl.cli import COMMANDS
 from agentfs import services
@@ -32,6 +35,15 @@ NEW_ID = "01999999-0000-7000-8000-000000000000"
 NOT_RUN = {
     "./test.sh": "it runs this file",
 }
+
+MODELS_AT = "127.0.0.1:11434"  # where pages say that a server of models listens: a stand-in, as they say too
+SCRIPTS: dict[str, Sequence[Said]] = {
+    "make-an-agent-from-a-prompt": [
+        [("list", {"path": "kv"})], [("write", {"path": "kv/list", "text": "bread\n"})], "Bread is on your list.",
+        [("write", {"path": "kv/count.sh", "text": "ls kv | wc -l\n"})], "It is in kv/count.sh.",
+        [("write", {"path": "kv/list", "text": ""})], "I may not change your notes.",
+    ],
+}  # fmt: skip
 
 # What mount.sh runs once everything is installed; installing is what test.sh begins with.
 MOUNT_SH = """#!/usr/bin/env bash
@@ -63,13 +75,18 @@ class Desk:
             "AGENTFS_MOUNT": str(self.place),
             "AGENTFS_LISTEN": f"127.0.0.1:{self.port}",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-            "PYTHONPATH": str(self.top),
+            "PYTHONPATH": f"{self.top}{os.pathsep}{TOP}",
         }
-        self.shell = Shell(self.top, self.env)
+        self.shell, self._stack = Shell(self.top, self.env), ExitStack()
+        self._models = MODELS_AT
 
     def follow(self, page: Path) -> None:
         """Do what *page* says, on a runtime that it starts itself or finds running."""
         todo = list(steps(page.read_text()))
+        if MODELS_AT in page.read_text():
+            models = self._stack.enter_context(fake_openai.in_thread())
+            models.script.extend(SCRIPTS.get(page.stem, ()))
+            self._models = models.url.removeprefix("http://").removesuffix("/v1")
         if not any("./mount.sh" in step.text for step in todo):
             assert self.shell.run("./mount.sh", "...") is None
         for step in todo:
@@ -81,6 +98,7 @@ class Desk:
                 self._try(page, step.line, step.text, step.output)
 
     def _try(self, page: Path, line: int, command: str, output: str | None) -> None:
+        command = command.replace(MODELS_AT, self._models)
         printed = self.shell.run(re.sub(r"(localhost|127\.0\.0\.1):8080", rf"\1:{self.port}", command), output)
         if printed is not None:
             pytest.fail(f"{page.relative_to(TOP)}:{line}: $ {command}printed\n{plain(printed)}\ninstead of\n{output}")
@@ -88,6 +106,7 @@ class Desk:
     def clear(self) -> None:
         """End everything that was started here, whatever state it is in."""
         self.shell.close()
+        self._stack.close()
         command = [sys.executable, "-m", "agentfs.cli", "umount"]
         subprocess.run(command, env=self.env, cwd=self.top, timeout=60, check=False, capture_output=True)
         if mounts.entry(self.place) is not None:

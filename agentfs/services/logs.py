@@ -1,8 +1,9 @@
 """logs: what an agent does and did. Every line is one JSON object with seq, at, agent and type.
 
-``trace`` (S) is the live ring in memory: tick_start tick_end message_in message_out lifecycle log error, committed or
-not; ``recent`` (R) its last 100 lines. ``ticks`` (S) has one line a finished attempt. ``trajectory`` (S) holds
-committed records only, each with the SHA-256 of the line before it (``prev``); ``verify`` (R) checks that chain now.
+``trace`` (S) is the live ring in memory: tick_start tick_end tool_start tool_done job message_in message_out lifecycle
+log error, committed or not; ``recent`` (R) its last 100 lines. ``ticks`` (S) has one line a finished attempt.
+``trajectory`` (S) holds committed records only, each with the SHA-256 of the line before it (``prev``); ``verify`` (R)
+checks that chain now.
 """
 
 from __future__ import annotations
