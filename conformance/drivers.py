@@ -144,7 +144,8 @@ class Runtime:
         place = ["--mount", str(self.place)] if fuse else ["--no-fuse"]
         self._argv = [
             sys.executable, "-m", "agentfs.cli", "serve", "--state", str(self.state.path), "--store", store_name,
-            "--listen", "127.0.0.1:0", "--set", "discover=false", "--set", "keeper=inline", *place, *(f"--set={setting}" for setting in settings),
+            "--listen", "127.0.0.1:0", *place,
+            *(f"--set={setting}" for setting in ("discover=false", "keeper=inline", *settings)),
         ]  # fmt: skip
 
     def start(self) -> None:
