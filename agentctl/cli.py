@@ -19,7 +19,7 @@ import msgspec
 import typer
 
 from agentctl import chat, messages, models, rights
-from agentctl.command import Ca, Cert, Form, Key, Options, Session, State, Token, Url, add, group
+from agentctl.command import Ca, Cert, Form, Key, Options, Session, Signer, State, Token, Url, add, group
 from agentctl.output import INTERRUPTED, PIPE_CLOSED, exit_code, failure, legend, printable, silence
 from agentctl.wire import Entry, tidy
 from agentfs.errors import error
@@ -62,6 +62,7 @@ def top(
     ca: Ca = None,
     cert: Cert = None,
     key: Key = None,
+    signer: Signer = None,
     version: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
@@ -72,8 +73,10 @@ def top(
     (--state, AGENTFS_STATE, else ~/.local/state/agentfs). For an https URL there are --ca, --cert and --key, or
     AGENTFS_CA, AGENTFS_CERT and AGENTFS_KEY; a certificate needs no token beside it. write has a --key of its own:
     there the private key is given before the command's name.
+
+    With --as the agent of that runtime signs each request to another one, at --url (with --ca for https).
     """
-    ctx.obj = Options(state, url, token, output, ca, cert, key)
+    ctx.obj = Options(state, url, token, output, ca, cert, key, signer)
 
 
 def list_(

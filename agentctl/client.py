@@ -49,14 +49,17 @@ class Body:
 class Client:
     """One runtime seen with one token; over https with what *trust* names, and then the token may be empty.
 
+    With *auth* each request is signed instead.
+
     Use it from one thread at a time; every call may block.
 
     Any call may also raise EACCES (token), ENOTCONN (no connection, or it broke) and ETIMEDOUT.
     """
 
     def __init__(
-        self, url: str, token: str, *, trust: Trust | None = None, sleep: Callable[[float], None] = time.sleep
-    ) -> None:
+        self, url: str, token: str, *, trust: Trust | None = None, auth: httpx.Auth | None = None,
+        sleep: Callable[[float], None] = time.sleep,
+    ) -> None:  # fmt: skip
         self.url = base(url)
         self._sleep = sleep
         # The environment's proxies and .netrc must never see a token that is meant for this runtime alone.
@@ -64,6 +67,7 @@ class Client:
             headers=({"Authorization": f"Bearer {token}"} if token else {})
             | {"Accept-Encoding": "identity", "User-Agent": "agentctl"},
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
+            auth=auth,
             trust_env=False,
             verify=(trust or Trust()).context() if self.url.startswith("https:") else True,
         )

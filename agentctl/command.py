@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from types import TracebackType
 from typing import Annotated, Any, Self
@@ -16,8 +16,9 @@ from typing import Annotated, Any, Self
 import typer
 
 from agentctl.client import Client
-from agentctl.discover import Flags, Target, discover
+from agentctl.discover import Flags, Target, discover, elsewhere
 from agentctl.output import INTERRUPTED, PIPE_CLOSED, Format, Output, exit_code, failure, silence
+from agentctl.signing import Signing
 
 PANEL = "Connection and output"
 State = Annotated[
@@ -39,7 +40,13 @@ Form = Annotated[
     Format | None,
     typer.Option("--output", "-o", help="Default: table on a terminal, else json.", rich_help_panel=PANEL),
 ]
-SHARED = {"state": State, "url": Url, "token": Token, "output": Form, "ca": Ca, "cert": Cert, "key": Key}
+Signer = Annotated[
+    str | None,
+    typer.Option("--as", metavar="AGENT", help="Sign as this agent, to the runtime at --url.", rich_help_panel=PANEL),
+]
+SHARED = {
+    "state": State, "url": Url, "token": Token, "output": Form, "ca": Ca, "cert": Cert, "key": Key, "signer": Signer,
+}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,7 @@ class Options:
     ca: str | None = None
     cert: str | None = None
     key: str | None = None
+    signer: str | None = None
 
     def over(self, lower: Options) -> Options:
         """These, and *lower*'s where these say nothing."""
@@ -74,8 +82,9 @@ class Session:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, exc: BaseException | None, tb: TracebackType | None) -> None:
-        if "client" in self.__dict__:
-            self.client.close()
+        for name in ("client", "home"):
+            if name in self.__dict__:
+                self.__dict__[name].close()
 
     @property
     def flags(self) -> Flags:
@@ -90,8 +99,17 @@ class Session:
 
     @cached_property
     def client(self) -> Client:
-        """The client; it connects with its first request."""
-        return Client(self.target.url, self.target.token, trust=self.target.trust)
+        """The client; it connects with its first request. With ``--as`` EINVAL without a URL to send to."""
+        if self.options.signer is None:
+            return Client(self.target.url, self.target.token, trust=self.target.trust)
+        there = elsewhere(self.flags)
+        return Client(there.url, "", trust=there.trust, auth=Signing(self.home.call, self.options.signer))
+
+    @cached_property
+    def home(self) -> Client:
+        """The client of the runtime of the agent that signs: where it would be found without ``--url`` and its CA."""
+        target = discover(replace(self.flags, url=None, ca=None, cert=None, key=None))
+        return Client(target.url, target.token, trust=target.trust)
 
     def note(self, text: str) -> None:
         """One line on standard error."""

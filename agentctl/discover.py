@@ -70,6 +70,14 @@ def discover(flags: Flags, env: dict[str, str] | None = None) -> Target:
     return Target(url, token, origin, _trust(flags, env, state, url, is_operator=is_own) if is_tls else Trust())
 
 
+def elsewhere(flags: Flags) -> Target:
+    """The runtime that ``--url`` names, for requests that carry their own proof. EINVAL without ``--url``."""
+    if not flags.url:
+        raise error(errno.EINVAL, "--as", "give the other runtime with --url")
+    files = (Path(name).expanduser() if name else None for name in (flags.ca, flags.cert, flags.key))
+    return Target(flags.url, trust=Trust(*files))
+
+
 def _is_certificate_enough(flags: Flags, env: dict[str, str]) -> bool:
     """A certificate is named and no token: a token found in the state directory could be another principal's."""
     is_token = flags.token or (env.get("AGENTFS_TOKEN") and not flags.state)

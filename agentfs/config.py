@@ -31,6 +31,7 @@ Listen = Annotated[str, msgspec.Meta(pattern=r"^(\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._
 Text = Annotated[str, msgspec.Meta(min_length=1, max_length=4096, pattern=r"^[^\x00]*\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z0-9][a-z0-9-]{0,62}\Z")]
 Count = Annotated[int, msgspec.Meta(ge=1, le=1 << 50)]
+Url = Annotated[str, msgspec.Meta(pattern=r"^(https?://[^/@?#\s\x00]+(/[^?#\s\x00]*)?)?\Z", max_length=4096)]
 Store = Literal["sqlite", "memory"]
 Keeping = Literal["process", "inline"]
 Keys = Literal["sealed", "memory", "keyring"]
@@ -38,11 +39,20 @@ Level = Literal["debug", "info", "warning", "error"]
 
 
 class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """A server of models: what it speaks, where it is, and its key: ``secret:NAME`` of the runtime's secrets."""
+    """A server of models: what it speaks, where it is, and its key: ``secret:NAME`` of the runtime's secrets.
 
-    kind: Literal["openai"]
-    url: Text
+    ``url`` "" is Anthropic's own; ``embedded`` runs in this process and has neither.
+    """
+
+    kind: Literal["openai", "anthropic", "workers_ai", "embedded"]
+    url: Url = ""
     key: Annotated[str, msgspec.Meta(pattern=r"^(secret:[^\x00/]+)?\Z")] = ""
+
+    def __post_init__(self) -> None:
+        if self.kind == "embedded" and (self.url or self.key):
+            raise ValueError("url, key: an embedded model has neither")
+        if self.kind in ("openai", "workers_ai") and not self.url:
+            raise ValueError(f"url: {self.kind} needs one")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +118,7 @@ def _declared() -> Iterator[Option]:
     yield Option("log_level", Level, "info", "least severe record that is logged")
     yield Option("drain_seconds", Annotated[int, msgspec.Meta(ge=0, le=3600)], 10, "wait for running ticks at a stop")
     yield Option("providers", dict[Name, Upstream], {}, "servers of models by name: kind, url, key")
-    yield Option("discover", bool, True, "look for servers of models on their usual ports of this machine")
+    yield Option("discover", bool, True, "use models found here: servers on their usual ports, the embedded one")
     yield Option("tls_cert", Text, None, "PEM certificate of the HTTP face, which then speaks TLS only")
     yield Option("tls_key", Text, None, "PEM private key of tls_cert")
     yield Option("tls_client_ca", Text, None, "PEM authority of the certificates that clients then need")
@@ -216,6 +226,9 @@ def _from_file(document: toml.Document) -> dict[str, _Found]:
     for key, value in _leaves(document.values, ()):
         where = document.where(key)
         option = _option(".".join(key), where)
+        if option.name == "providers" and isinstance(value, dict):
+            for name, place in value.items():
+                _checked(option, {name: place}, document.where((*key, name)), Path())
         found[option.name] = _Found(_checked(option, value, where, Path(document.name).parent), f"file {where}")
     return found
 
@@ -241,7 +254,7 @@ def _checked(option: Option, raw: Any, where: str, base: Path, *, is_text: bool 
     try:
         value = msgspec.convert(_read(option, raw) if is_text else raw, option.kind, strict=not is_text)
     except msgspec.DecodeError as exc:
-        raise error(errno.EINVAL, where, f"{option.name}: {exc}") from exc
+        raise error(errno.EINVAL, where, f"{option.name}: {exc}") from None  # its context may hold a key
     reason = _fault(option, value)
     if reason:
         raise error(errno.EINVAL, where, f"{option.name}: {reason}")

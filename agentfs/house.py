@@ -16,7 +16,7 @@ from agentfs.errors import error
 from agentfs.namespace import Namespace
 from agentfs.service import FileHandle, FileService
 from agentfs.services import discover
-from agentfs.services.agents import Agents, Register
+from agentfs.services.agents import Agents, Register, seen_as
 from agentfs.services.runtime import runtime
 from agentfs.spaces import Mounts, Spaces
 from agentfs.types import NO_WANT, Mode, Path, Principal, Want
@@ -30,18 +30,20 @@ class Door:
 
 
 class House(View):
-    """The operator's tree; `attach` gives an agent's principal its own namespace instead.
+    """The operator's tree; `attach` gives an agent its own namespace instead, and a peer what *doors* show it.
 
     Once its ``door`` is shut, opens are refused with ENOTCONN: the first step of a drain.
     """
 
-    def __init__(self, tree: FileService, spaces: Spaces) -> None:
+    def __init__(self, tree: FileService, doors: FileService, spaces: Spaces) -> None:
         super().__init__(tree)
-        self._tree, self._spaces, self.door = tree, spaces, Door()
+        self._tree, self._doors, self._spaces, self.door = tree, doors, spaces, Door()
 
     def attach(self, principal: Principal) -> Self:
         room = copy.copy(self)
-        if not principal.is_operator:
+        if principal.role == "peer":
+            room._service = self._spaces.guarded(self._doors.attach(principal), principal, {"agents"}.__contains__)
+        elif not principal.is_operator:
             room._service = self._spaces.view(principal)
         elif principal.caveats:
             room._service = self._spaces.guarded(self._tree.attach(principal), principal)
@@ -69,12 +71,13 @@ def build(
     mounts = Mounts(discover())
     spaces = Spaces(engine, mounts)
     engine.adopt(mounts.grant, spaces.remounted)
-    register, root = Register(engine, default, check), Namespace()
+    register, root, doors = Register(engine, default, check), Namespace(), Namespace()
 
     def own(agent: str, principal: Principal) -> FileService:
-        return spaces.view(principal)
+        return spaces.view(seen_as(principal, agent))
 
-    root.mount(Agents(register, spaces.office, as_agent=False), Path("agents"), name="agents")
-    root.mount(Agents(register, own, as_agent=True), Path("views"), name="views")
+    root.mount(Agents(register.table(), spaces.office), Path("agents"), name="agents")
+    root.mount(Agents(register.views(), own), Path("views"), name="views")
     root.mount(runtime(engine, config), Path("runtime"), name="runtime")
-    return House(root, spaces), spaces
+    doors.mount(Agents(register.doors(), spaces.door), Path("agents"), name="agents")
+    return House(root, doors, spaces), spaces

@@ -36,6 +36,9 @@ class Limits:
     approval_ttl_seconds: int = 86_400  # how long a request waits, and how long an allowed one may be used
     confirm_seconds: int = 300  # ETIMEDOUT: how long a call on a mount with confirm waits to be allowed
     tokens: int = 10_000  # ENOSPC: capability tokens not yet expired, per issuer
+    grants: int = 1_000  # ENOSPC: keys let in, per agent
+    nonces: int = 200_000  # ENOBUFS: signed requests that are not too old yet, of everybody
+    peer_nonces: int = 10_000  # ENOBUFS: as above, of one key
     key_grace_seconds: int = 604_800  # how long a rotated key still verifies and decrypts
     secrets: int = 1_000  # ENOSPC: per agent
     secret_bytes: int = 64 << 10  # EFBIG

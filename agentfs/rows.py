@@ -299,6 +299,7 @@ class JobRow(Row, frozen=True, kw_only=True):
 
     ``state`` is pending, running, streaming, complete, failed or cancelled; ``output`` JSON, "" before the end;
     ``error`` an errno's name and ``reason`` the words. ``usage`` is JSON, "" when the provider reported none.
+    ``has_key``: its caller brought a key, which is stored nowhere.
     """
 
     TABLE = "jobs"
@@ -310,7 +311,7 @@ class JobRow(Row, frozen=True, kw_only=True):
     source: str
     at_ns: int
     reserved_usd: int
-    max_tokens: int | None = None
+    has_key: bool = False
     provider: str = ""
     model: str = ""
     output: str = ""
@@ -337,6 +338,28 @@ class DocumentRow(Row, frozen=True, kw_only=True):
     changed_at_ns: int
 
 
+class GrantRow(Row, frozen=True, kw_only=True):
+    """What the holder of a key may do in an agent's namespace: ``allow`` is a JSON list of ``PATH:OP+OP``."""
+
+    TABLE = "grants"
+    KEY = ("agent", "pubkey")
+    agent: str
+    pubkey: str
+    allow: str
+    expires_ns: int | None = None
+    note: str = ""
+    changed_at_ns: int
+
+
+class PeerRow(Row, frozen=True, kw_only=True):
+    """A key whose clock is ahead of ours: up to ``ahead_ns`` its signed requests were let in before they were due."""
+
+    TABLE = "peers"
+    KEY = ("pubkey",)
+    pubkey: str
+    ahead_ns: int
+
+
 class ConversationRow(Row, frozen=True, kw_only=True):
     """That an agent keeps a conversation of this name; its records are in a log, ``seq`` orders by the last change."""
 
@@ -351,6 +374,6 @@ class ConversationRow(Row, frozen=True, kw_only=True):
 
 TABLES: tuple[type[Row], ...] = (
     AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow, AccountRow, HoldRow,
-    EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, JobRow,
-    DocumentRow, ConversationRow,
+    EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow, JobRow, DocumentRow,
+    ConversationRow,
 )  # fmt: skip

@@ -97,9 +97,12 @@ async def opened(config: Config, clock: Clock) -> AsyncIterator[Store]:
 
 @asynccontextmanager
 async def models(config: Config) -> AsyncIterator[Mapping[str, tuple[ComputeProvider, str]]]:
-    """The servers of models that *config* names, and those that are found here; closed at the end. EINVAL."""
+    """The servers of models that *config* names, and those that are found here; closed at the end.
+
+    EINVAL, or ENOENT where the package that a named one needs is missing.
+    """
     named = {name: (catalog.make(place.kind, place.url), place.key) for name, place in config.providers.items()}
-    here = await catalog.found() if config.discover else {}
+    here = {**await catalog.found(), **catalog.here()} if config.discover else {}
     providers = {name: (provider, "") for name, provider in here.items()} | named
     try:
         yield providers
@@ -176,8 +179,9 @@ class Runtime:
         note = self._spaces.report
         certified = self._gate.certified if self._gate else None
         asgi = app(
-            self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready, note=note, certified=certified
-        )
+            self._tree, self.tokens.check, config.limits, hosts=hosts, ready=self.ready, note=note, certified=certified,
+            requests=self.engine.requests,
+        )  # fmt: skip
         address = await nursery.start(self._serve, asgi, stopping)
         self._programs.url = f"https://{_named(address)}" if self._gate else f"http://{address}"
         if config.mount is not None:

@@ -255,7 +255,14 @@ class Spaces:
     def view(self, principal: Principal) -> FileService:
         """The namespace of an agent's principal with exactly its rights, as its token narrows them."""
         room = self.room(principal.name)
-        return self.guarded(Space(self.room, principal), principal, lambda name: name in room.names)
+        return self.guarded(Space(self.room, room.agent, principal), principal, lambda name: name in room.names)
+
+    def door(self, agent: str, principal: Principal) -> FileService:
+        """The namespace of *agent* as far as it lets the peer in. ENOENT when it does not."""
+        held = self._engine.peers.grant(principal.name, agent)
+        if held is None:
+            raise error(errno.ENOENT, agent)
+        return Confined(Space(self.room, agent, principal), (held.caveat,), lambda: (held.lease,), "the grant")
 
     def guarded(
         self, service: FileService, principal: Principal, is_known: Callable[[str], bool] = lambda name: True
@@ -267,23 +274,38 @@ class Spaces:
 
     def report(self, principal: Principal, op: str, path: str, exc: OSError) -> None:
         """A record of what was refused: in the trace of the agent concerned, or in the errors of the runtime."""
-        parts = path.split("/")
-        agent = principal.name or (parts[1] if parts[0] in ("agents", "views") and len(parts) > 1 else "")
-        name = errno.errorcode.get(exc.errno or 0, "EIO")
-        self._engine.core.trace(agent, "error", errno=name, op=op, path=path, by=principal.source, detail=exc.strerror)
+        agent, name, core = (
+            self._concerned(principal, path),
+            errno.errorcode.get(exc.errno or 0, "EIO"),
+            self._engine.core,
+        )
+        fields = {"errno": name, "op": op, "path": path, "by": principal.source, "detail": exc.strerror}
+        if agent:
+            core.trace(agent, "error", **fields)
+        else:
+            core.errors.append(core.record(agent, "error", fields))
+
+    def _concerned(self, principal: Principal, path: str) -> str:
+        """The agent that a refusal is about; "" for none, or for one that does not know the peer."""
+        if principal.role == "agent":
+            return principal.name
+        top, _, rest = path.partition("/")
+        agent = rest.partition("/")[0] if top in ("agents", "views") else ""
+        is_stranger = principal.role == "peer" and self._engine.peers.grant(principal.name, agent) is None
+        return "" if is_stranger else agent
 
 
 class Space(FileService):
-    """An agent's namespace as *principal* sees it; each operation sees the mount table of its own moment."""
+    """The namespace of *agent* as *principal* sees it; each operation sees the mount table of its own moment."""
 
-    def __init__(self, room: Callable[[str], Room], principal: Principal) -> None:
-        self._room, self._principal = room, principal
+    def __init__(self, room: Callable[[str], Room], agent: str, principal: Principal) -> None:
+        self._room, self._agent, self._principal = room, agent, principal
 
     def attach(self, principal: Principal) -> Space:
-        return Space(self._room, principal)
+        return Space(self._room, self._agent, principal)
 
     async def _now(self) -> Namespace:
-        room = self._room(self._principal.name)
+        room = self._room(self._agent)
         await room.fresh()
         return room.seen_by(self._principal, room.space)
 
@@ -294,11 +316,11 @@ class Space(FileService):
         return await (await self._now()).list(path, after, limit)
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        with self._room(self._principal.name).kept():
+        with self._room(self._agent).kept():
             return await (await self._now()).open(path, mode, want=want)
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        with self._room(self._principal.name).kept():
+        with self._room(self._agent).kept():
             return await (await self._now()).create(path, mode, want=want)
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:

@@ -85,8 +85,9 @@ class Caveat:
 class Principal:
     """Who is attached: fixed at attach time, never taken from a uid or from a request body.
 
-    ``role`` is ``operator``, ``agent`` or ``driver``; ``name`` is the agent's or driver's id. Whoever came with a
-    capability token has the role of its issuer, narrowed by the token's ``caveats``.
+    ``role`` is ``operator``, ``agent``, ``driver`` or ``peer``; ``name`` is the agent's or driver's id, or the peer's
+    public key (64 hex digits, which no agent's id can be). Whoever came with a capability token has the role of its
+    issuer, narrowed by the token's ``caveats``.
     """
 
     role: str

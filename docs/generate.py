@@ -87,7 +87,7 @@ def service_tables() -> dict[str, list[tuple[str, str, str, str]]]:
     engine = Engine(MemoryStore(SystemClock()), SystemClock(), limits.Limits(), _no_program, lambda _: Tree())
     scope = services.Scope(engine, "demo", Errors(), Room(engine, Mounts(services.discover()), "demo"))
     default = settings.Settings(program=settings.ExecProgram(argv=["true"]))
-    register = Register(engine, default, lambda _: None).table(is_view=False)
+    register = Register(engine, default, lambda _: None).table()
     top = {"agents": (register, "agents"), "runtime": (_root(runtime(engine, {})), "runtime")}
     for each in services.discover():
         top[each.name] = (_root(each.build(scope)), each.at)

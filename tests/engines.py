@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -10,9 +10,10 @@ import msgspec
 import pytest
 import trio
 
+from agentfs.compute.port import ComputeProvider
 from agentfs.engine.agent import Agent
 from agentfs.engine.context import AgentContext
-from agentfs.engine.engine import Engine
+from agentfs.engine.engine import NO_PROVIDERS, Engine
 from agentfs.engine.envelope import Envelope, Metadata
 from agentfs.engine.settings import InlineProgram, Settings
 from agentfs.engine.trigger import Trigger
@@ -50,15 +51,19 @@ def settings(**fields: Any) -> Settings:
 
 @asynccontextmanager
 async def running(
-    store: Store, clock: ManualClock, limits: Limits | None = None, secret: str = ""
-) -> AsyncIterator[Engine]:
+    store: Store, clock: ManualClock, limits: Limits | None = None, secret: str = "",
+    providers: Mapping[str, tuple[ComputeProvider, str]] = NO_PROVIDERS,
+) -> AsyncIterator[Engine]:  # fmt: skip
     """An engine that ticks; its agents are all `Script`."""
 
     def load(agent: str, config: Settings) -> Inline:
         assert isinstance(config.program, InlineProgram)
         return Inline(InlineProgram(ref="engines:Script"))
 
-    engine = Engine(store, clock, limits or Limits(), load, lambda agent: Tree(), secret=secret, signer=Keeper(SEED))
+    engine = Engine(
+        store, clock, limits or Limits(), load, lambda agent: Tree(), secret=secret, signer=Keeper(SEED),
+        providers=providers,
+    )  # fmt: skip
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: engine.run(task_status=task_status))
         yield engine

@@ -3,8 +3,9 @@
 ``echo`` repeats the last message word by word; ``slow`` the same, waiting for `FakeOpenAI.go` behind its first word;
 ``silent`` waits before anything; ``cut`` breaks off after two words; ``mute`` ends its stream without a reason;
 ``garbage`` sends what is no JSON; ``busy-N`` is 429 N times, then ``echo``; ``broken`` is 500, telling the key it was
-sent; ``bare`` reports no usage; ``tools`` calls one; ``script`` gives what `FakeOpenAI.script` holds, one a request: a
-text, or calls as ``[("read", {"path": "status"})]``. `FakeOpenAI.requests` are the bodies that came, in order.
+sent, ``fails`` does so within its stream; ``bare`` reports no usage; ``tools`` calls one; ``script`` gives what
+`FakeOpenAI.script` holds, one a request: a text, or calls as ``[("read", {"path": "status"})]``. `FakeOpenAI.requests`
+are the bodies that came, in order.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from starlette.routing import Route
 
 MODELS = (
     "echo", "slow", "silent", "cut", "mute", "garbage", "busy-1", "busy-9", "broken", "bare", "tools", "weird",
-    "script",
+    "fails", "script",
 )  # fmt: skip
 CALL = {"index": 0, "id": "call-1", "type": "function", "function": {"name": "look", "arguments": '{"at":'}}
 REST = {"index": 0, "function": {"arguments": '"status"}'}}
@@ -85,7 +86,7 @@ class FakeOpenAI:
         counts = {"prompt_tokens": len(str(said).split()), "completion_tokens": len(words)}
         usage: dict[str, Any] = {} if model == "bare" else {"usage": {**counts, "total_tokens": sum(counts.values())}}
         if body.get("stream"):
-            return StreamingResponse(self._stream(model, words, usage), media_type="text/event-stream")
+            return StreamingResponse(self._stream(model, words, usage, key), media_type="text/event-stream")
         text = "".join(words)
         choice: dict[str, Any] = {"index": 0, "finish_reason": "stop"}
         choice |= {"text": text} if "prompt" in body else {"message": {"role": "assistant", "content": text}}
@@ -109,10 +110,12 @@ class FakeOpenAI:
 
         return StreamingResponse(stream(), media_type="text/event-stream")
 
-    async def _stream(self, model: str, words: list[str], usage: dict[str, Any]) -> AsyncIterator[str]:
+    async def _stream(self, model: str, words: list[str], usage: dict[str, Any], key: str) -> AsyncIterator[str]:
         try:
             if model == "garbage":
                 yield "data: {not json\n\n"
+            if model == "fails":
+                yield f"data: {json.dumps({'error': {'message': f'broken for {key}'}})}\n\n"
             if model == "tools":
                 for piece in (CALL, REST):
                     yield _event({"tool_calls": [piece]})

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
+import traceback
 from dataclasses import fields
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from agentfs import toml
-from agentfs.config import OPTIONS, Loaded, load
+from agentfs.config import OPTIONS, Loaded, Upstream, load
 from agentfs.limits import Limits
 
 
@@ -88,6 +90,18 @@ def test_precedence_and_origin(tmp_path: Path) -> None:
         ('listen = "127.0.0.1:70000"', 1, "port"),
         ('listen = "8080"', 1, "listen"),
         ('mount = "a\\u0000b"', 1, "mount"),
+        ("providers = 3", 1, "providers"),
+        ("[providers.a]\nkind = 'openai'\nurl = 'http://h/v1'\n[providers.b]\nkind = 'x'", 4, "kind"),
+        ("[providers.a]\nkind = 'openai'", 1, "url: openai needs one"),
+        ("[providers.a]\nkind = 'workers_ai'\nkey = 'secret:k'", 1, "url: workers_ai needs one"),
+        ("[providers.a]\nkind = 'embedded'\nurl = 'http://h/v1'", 1, "embedded model has neither"),
+        ("[providers.a]\nkind = 'embedded'\nkey = 'secret:k'", 1, "embedded model has neither"),
+        ("[providers.a]\nkind = 'openai'\nurl = 'ftp://h/v1'", 1, "url"),
+        ("[providers.a]\nkind = 'openai'\nurl = 'http://me:pw@h/v1'", 1, "url"),
+        ("[providers.a]\nkind = 'openai'\nurl = 'http:///v1'", 1, "url"),
+        ("[providers.a]\nkind = 'openai'\nurl = 'http://h/v1'\nkey = 'sk-0123456789'", 1, "key"),
+        ("[providers.a]\nkind = 'openai'\nurl = 'http://h/v1'\nwhere = 1", 1, "where"),
+        ("[providers.A]\nkind = 'anthropic'", 1, "providers"),
     ],
 )
 def test_faults_in_the_file_name_their_line(tmp_path: Path, text: str, line: int, word: str) -> None:
@@ -116,11 +130,49 @@ def test_broken_files(tmp_path: Path) -> None:
         ("AGENTFS_DEFAULT_PROGRAM", "[]"),
         ("AGENTFS_MOUNT", "~nosuchuser/mnt"),
         ("AGENTFS_STORE", "disk"),
+        ("AGENTFS_PROVIDERS", "local"),
+        ("AGENTFS_PROVIDERS", '{"a": {"kind": "anthropic", "key": "sk-0123456789"}}'),
+        ("AGENTFS_DISCOVER", "sometimes"),
     ],
 )
 def test_faults_in_the_environment_name_the_variable(tmp_path: Path, name: str, value: str) -> None:
     exc = fails(tmp_path, **{name: value})
     assert (exc.errno, exc.filename) == (errno.EINVAL, name)
+
+
+def test_providers_are_named_in_a_file_the_environment_or_a_flag(tmp_path: Path) -> None:
+    text = """
+[providers.here]
+kind = "openai"
+url = "http://127.0.0.1:8080/v1"
+[providers.claude]
+kind = "anthropic"
+key = "secret:claude"
+"""
+    write(tmp_path, text)
+    here = Upstream(kind="openai", url="http://127.0.0.1:8080/v1")
+    named = {"here": here, "claude": Upstream(kind="anthropic", key="secret:claude")}
+    assert load({}, env(tmp_path)).config.providers == named
+    one = json.dumps({"cf": {"kind": "workers_ai", "url": "https://api.example.org/accounts/a", "key": "secret:cf"}})
+    over = load({}, env(tmp_path, AGENTFS_PROVIDERS=one))
+    assert [place.kind for place in over.config.providers.values()] == ["workers_ai"]
+    assert over.origins["providers"] == "env AGENTFS_PROVIDERS"
+    flag = load({"providers": json.dumps({"own": {"kind": "embedded"}})}, env(tmp_path, AGENTFS_PROVIDERS=one))
+    assert flag.config.providers == {"own": Upstream(kind="embedded")} and flag.origins["providers"] == "flag"
+
+
+@pytest.mark.parametrize("form", ["file", "env", "flag"])
+def test_a_key_that_is_written_out_is_refused_and_not_repeated(tmp_path: Path, form: str) -> None:
+    place = {"a": {"kind": "anthropic", "key": "sk-0123456789"}}
+    with pytest.raises(OSError) as caught:
+        if form == "file":
+            write(tmp_path, "[providers.a]\nkind = 'anthropic'\nkey = 'sk-0123456789'")
+            load({}, env(tmp_path))
+        else:
+            env_ = {"AGENTFS_PROVIDERS": json.dumps(place)} if form == "env" else {}
+            load({"providers": json.dumps(place)} if form == "flag" else {}, env(tmp_path, **env_))
+    assert caught.value.errno == errno.EINVAL and ".key" in str(caught.value)
+    assert "0123456789" not in "".join(traceback.format_exception(caught.value))
 
 
 def test_foreign_and_empty_variables_are_left_alone(tmp_path: Path) -> None:

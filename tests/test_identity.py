@@ -9,7 +9,7 @@ from pathlib import Path as FsPath
 import msgspec
 import pytest
 import trio
-from engines import SEED, fails, running, settings
+from engines import SEED, fails, running, settings, settle
 from faces import call, load, put, whole
 
 from agentfs.bech32 import public_of
@@ -23,7 +23,7 @@ from agentfs.providers.programs.inline import Inline
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.service import FileService
 from agentfs.tree import Tree
-from agentfs.types import Mode, Path
+from agentfs.types import OPERATOR, Mode, Path
 from agentfs.views import Below
 from conformance.drivers import Driver, in_process
 
@@ -201,3 +201,18 @@ async def test_the_keys_of_another_seed_are_refused_at_the_start(tmp_path: FsPat
     with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="another seed"), flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: other.run(task_status=task_status))
+
+
+async def test_a_key_is_given_once_whatever_the_names_of_agents() -> None:
+    """An agent may be called like a key's number: removing it frees no number, so nobody gets another's key."""
+    clock = ManualClock()
+    store = MemoryStore(clock)
+    async with running(store, clock) as engine:
+        await engine.create("keeper", settings())
+        first = await engine.identities.current("keeper")
+        await engine.create(first.number, settings())
+        await engine.verb(first.number, "terminate", OPERATOR)
+        await settle(engine)
+        await engine.remove(first.number)
+        await engine.create("later", settings())
+        assert (await engine.identities.current("later")).pubkey != first.pubkey

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 
 from agentfs import bech32 as bech
+from agentfs.engine import claims
+from agentfs.engine.claims import Sent
 from agentfs.providers.keys import curve, nip04, nip44, seed
 
 VERSION = "2.25.2"
@@ -112,3 +115,28 @@ def test_nip06_both_ways(ask: Ask) -> None:
             for passphrase in ("", "pässphrase"):
                 mine = seed.secret_at(seed.seed_of(words, passphrase), account)
                 assert ask("account", words=words, passphrase=passphrase, account=account) == mine.hex()
+
+
+@pytest.mark.parametrize("payload", [None, {"payload": "hello", "ü": [1, None]}])
+def test_their_token_is_read_here(ask: Ask, payload: object) -> None:
+    """NIP-98, as a request signed by them says it."""
+    secret, url = curve.fresh(), "https://example.org:8443/agents/a/inbox?x=1"
+    header = ask("token", secret=secret.hex(), url=url, method="post", payload=payload)
+    claim = claims.parse(header, Sent("POST", url))
+    assert (claim.pubkey, claim.sent) == (curve.pubkey(secret).hex(), Sent("POST", url))
+    assert curve.verify(curve.pubkey(secret), claim.digest, claim.sig)
+    body = json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode()
+    assert claim.body == (hashlib.sha256(body).hexdigest() if payload else None)
+
+
+@pytest.mark.parametrize("payload", [None, {"payload": "hello", "ü": [1, None]}])
+def test_our_token_is_read_there(ask: Ask, payload: object) -> None:
+    secret, url = curve.fresh(), "https://example.org:8443/agents/a/inbox?x=1"
+    body = json.dumps(payload, separators=(",", ":"), ensure_ascii=False).encode() if payload else b""
+    digest = hashlib.sha256(body).hexdigest()
+    event = claims.event(curve.pubkey(secret).hex(), Sent("POST", url), int(time.time()), "0123456789abcdef", digest)
+    token = claims.nostr(event, curve.sign(secret, event_id(event)))
+    about = {"url": url, "method": "post", "payload": payload}
+    assert ask("check", token=token, **about) is True
+    for name, other in (("url", url[:-1]), ("method", "get"), ("payload", {"payload": "bye"})):
+        assert ask("check", token=token, **{**about, name: other}) is not True

@@ -27,7 +27,9 @@ from agentfs.engine.ledger import StoreLedger
 from agentfs.engine.mail import Mail
 from agentfs.engine.models import Models
 from agentfs.engine.money import Money
+from agentfs.engine.peers import Peers
 from agentfs.engine.purse import Grants, pack
+from agentfs.engine.requests import Requests
 from agentfs.engine.secrets import Secrets
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.tick import Ticks
@@ -72,6 +74,8 @@ class Engine:
         self.money = Money(core, self.timers, ledger(core), self.mail.running)
         self.tokens = Tokens(core, self.timers, secret)
         self.identities, self.secrets = Identities(core, signer), Secrets(core, signer)
+        self.peers = Peers(core, self.timers)
+        self.requests = Requests(core, self.peers, self.identities.is_by)
         self.jobs = Jobs(core, self.timers, self.money, Models(core, self.secrets, providers))
         self._ticks = Ticks(
             core, self.mail, self.alarms, self.timers, self.money, self.secrets, load, view, self._emitted
@@ -92,6 +96,8 @@ class Engine:
             self.workers.start(group, self._ticks)
             await self.alarms.restore()
             await self.tokens.restore()
+            await self.peers.restore()
+            await self.requests.restore()
             await self.jobs.restore(group)
             await self.money.restore()
             await self.identities.restore()
@@ -150,8 +156,12 @@ class Engine:
         for alarm in await self.core.store.scan(AlarmRow, agent):
             self.alarms.disarm(agent, alarm.name)
         ending = self.tokens.ending(agent)
-        await self.core.commit(still, *(Delete(table, (agent,)) for table in TABLES), DropLogs(agent), ending)
+        own = [
+            table for table in TABLES if table is AgentRow or table.KEY[0] == "agent"
+        ]  # an id may look like a number
+        await self.core.commit(still, *(Delete(table, (agent,)) for table in own), DropLogs(agent), ending)
         self.tokens.ended(ending)
+        await self.peers.forget(agent)
         await self._remounted(agent)
         self.mail.drop(agent)
         self.core.logs.drop(agent)

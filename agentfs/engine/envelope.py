@@ -76,7 +76,8 @@ def parse(doc: bytes, *, is_json: bool, to: str, principal: Principal, key: str 
     *key* (an idempotency key) becomes the id where the body has none. EINVAL names the field and the reason.
     """
     envelope = decode(doc) if is_json else Envelope(payload=doc.decode().removesuffix("\n").removesuffix("\r"))
-    if envelope.source and envelope.source != principal.source and (principal.role == "agent" or principal.token):
+    is_free = principal.role in ("operator", "driver") and not principal.token
+    if envelope.source and envelope.source != principal.source and not is_free:
         raise error(errno.EPERM, detail=f"source: {envelope.source[:60]!r} is not {principal.source!r}")
     if envelope.to and envelope.to != to:
         raise error(errno.EINVAL, detail=f"to: {envelope.to[:60]!r} is not {to!r}")

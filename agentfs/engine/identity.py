@@ -194,4 +194,8 @@ class Identities:
     async def verify(self, agent: str, pubkey: bytes | None, digest: bytes, signature: bytes) -> bool:
         """Whether *signature* is of *pubkey*; without one, of any key that is *agent*'s now or was a while ago."""
         keys = [pubkey] if pubkey else [bytes.fromhex(row.pubkey) for row in await self._usable(agent)]
-        return any(self.signer.verify(key, digest, signature) for key in keys)
+        return any(self.is_by(key, digest, signature) for key in keys)
+
+    def is_by(self, pubkey: bytes, digest: bytes, signature: bytes) -> bool:
+        """Whether *signature* of *digest* is *pubkey*'s, whoever that is. ENOTCONN when this runtime has no keys."""
+        return self.signer.verify(pubkey, digest, signature)

@@ -81,6 +81,7 @@ class Jobs:
         row = JobRow(
             agent=agent, id=intent.id, request=msgspec.json.encode(request.kept()).decode(), state=PENDING,
             source=order.account.principal.source, at_ns=self._core.clock.now_ns(), reserved_usd=reserved,
+            has_key=bool(request.api_key),
         )  # fmt: skip
         doc = msgspec.json.encode(request.kept(), order="sorted")
         room = AtMost(JobRow, (agent,), self._core.limits.jobs, errno.ENOSPC)
@@ -116,7 +117,9 @@ class Jobs:
         self._group = group
         for agent in await self._core.store.agents(JobRow):
             for row in await self._core.store.scan(JobRow, agent):
-                if row.state == PENDING:
+                if row.state == PENDING and row.has_key:
+                    await self.end(row, Ending(FAILED, errno.EREMOTEIO, "the caller's key is not kept", cost_usd=0))
+                elif row.state == PENDING:
                     self._start(row, msgspec.json.decode(row.request, type=Request))
                 elif row.state in LIVE:
                     await self.end(row, Ending(FAILED, errno.EREMOTEIO, UNKNOWN_OUTCOME, is_certain=False))

@@ -128,14 +128,27 @@ class Models:
         return found
 
     async def _fitting(self, request: Request, policy: Policy, name: str, model: str) -> Sequence[Offer]:
-        able = [o for o in await self.offers() if family(request.kind) in self.served[o.provider].provider.kinds]
-        return candidates(able, request, policy, name, model)
+        return candidates(await self._able(request, name, model), request, policy, name, model)
+
+    async def _able(self, request: Request, name: str, model: str, *, is_all: bool = False) -> Sequence[Offer]:
+        """The offers that can do what *request* is."""
+        offers = [*await self.offers(is_all=is_all), *await self._unlisted(request, name, model, is_all=is_all)]
+        return [o for o in offers if family(request.kind) in self.served[o.provider].provider.kinds]
+
+    async def _unlisted(self, request: Request, name: str, model: str, *, is_all: bool) -> Sequence[Offer]:
+        """The model that is named along with its provider by who brings a key: ours may not even list what there is."""
+        served = self.served.get(name)
+        if served is None or served.models or not (model and request.api_key and served.provider.needs_key):
+            return []
+        if not is_all and not served.breaker.is_available(self._core.clock.monotonic_ns()):
+            return []
+        return [Offer(name, model, self._price(await self.prices(), served, model))]
 
     async def _nowhere(self, request: Request, policy: Policy, name: str, model: str) -> OSError:
         """Why there is no route."""
         everything = await self.offers(is_all=True)
-        named = [o for o in everything if name in ("", o.provider) and model in ("", o.model)]
-        able = [o for o in named if family(request.kind) in self.served[o.provider].provider.kinds]
+        fitting = await self._able(request, name, model, is_all=True)
+        able = [o for o in fitting if name in ("", o.provider) and model in ("", o.model)]
         shown = request.model or "any model"
         if not able:
             away = [f"{s.name}: {s.reason}" for s in self.served.values() if s.reason]

@@ -86,7 +86,8 @@ class Account:
 
     def charges(self) -> tuple[Charge, ...]:
         """Everything that pays: the day's budget, that of the tick the agent is in, and the tokens on the way here."""
-        is_own = self.principal.role == "agent" and self.principal.name == self.agent
+        is_agent = self.principal.role == "agent" and self.principal.name == self.agent
+        is_own = is_agent or self.principal.role == "peer"  # it spends in the agent's own namespace
         envelope, purses = self.tick(self.agent) if is_own else ("", "")
         return charges(
             self.core, self.agent, self.service, self.policy, envelope, [*self.principal.purses, *unpack(purses)]

@@ -1,6 +1,6 @@
-"""`Confined`: a tree as a capability token shows it: what every link of its chain allows, and nothing else.
+"""`Confined`: a tree as a capability token or a grant shows it: what every link of a chain allows, and nothing else.
 
-Whether the token is genuine is decided before; expiry and revocation come through the leases.
+Whether a token is genuine is decided before; expiry and revocation come through the leases.
 """
 
 from __future__ import annotations
@@ -45,11 +45,13 @@ def leads(caveats: Sequence[Caveat], path: Path) -> bool:
 
 
 class ConfinedHandle(LeasedHandle):
-    """A handle opened by a token; one that may only write reads nothing but the answer to what it wrote."""
+    """A handle opened by *right*; one that may only write reads nothing but the answer to what it wrote."""
 
-    def __init__(self, handle: FileHandle, path: Path, mode: Mode, leases: Sequence[Lease], *, may_read: bool) -> None:
+    def __init__(
+        self, handle: FileHandle, path: Path, mode: Mode, leases: Sequence[Lease], right: str, *, may_read: bool
+    ) -> None:
         super().__init__(handle, path, mode, *leases)
-        self._may_read = may_read
+        self._right, self._may_read = right, may_read
 
     async def write(self, data: bytes, offset: int) -> int:
         taken = await super().write(data, offset)
@@ -58,24 +60,25 @@ class ConfinedHandle(LeasedHandle):
 
     async def read(self, size: int, offset: int) -> bytes:
         if not self._may_read:
-            raise error(errno.EACCES, self._path, "the token allows to write here, not to read")
+            raise error(errno.EACCES, self._path, f"{self._right} allows to write here, not to read")
         return await super().read(size, offset)
 
 
 class Confined(View):
     """*service* with the rights of *caveats*, as long as every one of *leases*, which is asked for at each open.
 
-    What no link leads to is ENOENT; what it leads to but does not allow is EACCES.
+    What no link leads to is ENOENT; what it leads to but does not allow is EACCES. *right* is what errors call it.
     """
 
     def __init__(
-        self, service: FileService, caveats: tuple[Caveat, ...], leases: Callable[[], Sequence[Lease]]
-    ) -> None:
+        self, service: FileService, caveats: tuple[Caveat, ...], leases: Callable[[], Sequence[Lease]],
+        right: str = "the token",
+    ) -> None:  # fmt: skip
         super().__init__(service)
-        self._caveats, self._leases = caveats, leases
+        self._caveats, self._leases, self._right = caveats, leases, right
 
     def attach(self, principal: Principal) -> Confined:
-        raise error(errno.EPERM, detail="a token's tree belongs to its bearer")
+        raise error(errno.EPERM, detail="this tree belongs to one principal")
 
     def _check(self, path: Path, operation: str = "") -> None:
         for lease in self._leases():
@@ -83,7 +86,7 @@ class Confined(View):
         if not leads(self._caveats, path):
             raise error(errno.ENOENT, path)
         if operation and not allows(self._caveats, path, operation):
-            raise error(errno.EACCES, path, f"the token does not allow to {operation} here")
+            raise error(errno.EACCES, path, f"{self._right} does not allow to {operation} here")
 
     def _masked(self, st: Stat, path: Path) -> Stat:
         mode = st.mode
@@ -124,7 +127,7 @@ class Confined(View):
 
     async def _held(self, handle: FileHandle, path: Path, mode: Mode, *, may_read: bool) -> FileHandle:
         try:
-            return ConfinedHandle(handle, path, mode, self._leases(), may_read=may_read)
+            return ConfinedHandle(handle, path, mode, self._leases(), self._right, may_read=may_read)
         except OSError:
             handle.discard()
             await handle.aclose()

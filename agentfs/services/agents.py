@@ -3,7 +3,7 @@
 ``new`` (C) takes {"name"?, "program"?, ...the fields of config} and answers {id, pubkey, status}. ``mkdir NAME``
 creates an agent with the default program, dormant. ``rmdir NAME`` removes one that is terminated, else ENOTEMPTY;
 ``rm -r`` changes nothing. ``/views/<id>`` is the namespace as the agent itself sees it; nothing can be created or
-removed there.
+removed there. Who signs requests with a key that was let in (see grants) has an ``/agents`` of the agents that did so.
 """
 
 from __future__ import annotations
@@ -71,6 +71,14 @@ class Register:
         """Whether there is such an agent."""
         return await self._engine.core.store.get(AgentRow, key) is not None
 
+    async def has_let_in(self, at: At, key: str) -> bool:
+        """Whether there is an agent that lets the key in that asks."""
+        return self._engine.peers.grant(at.principal.name, key) is not None
+
+    async def hosts(self, at: At, after: str, limit: int) -> Sequence[Entry]:
+        """The agents that let the key in that asks, in pages."""
+        return [Entry(agent) for agent in self._engine.peers.agents(at.principal.name) if agent > after][:limit]
+
     async def is_protected(self, at: At) -> bool:
         """A walk must not remove what an agent that still exists holds."""
         row = await self._engine.core.store.get(AgentRow, at["id"])
@@ -80,34 +88,32 @@ class Register:
         """Agents by id, in pages."""
         return [Entry(row.id, Info(0, 0, row.created_at_ns)) for row in await self._engine.agents(after, limit)]
 
-    def table(self, *, is_view: bool) -> Dir:
-        """The directory of all agents; a view of it is fixed."""
-        if is_view:
-            return Dir(each=Dir(name="{id}", is_protected=self.is_protected), has=self.has, keys=self.keys)
+    def table(self) -> Dir:
+        """The operator's directory of all agents."""
         agent = Dir(name="{id}", remove=self.rmdir, is_protected=self.is_protected, operator=True)
         new = Call(name="new", answer=self.new, usage=_USAGE, operator=True)
         return Dir(entries=[new], each=agent, has=self.has, keys=self.keys, mkdir=self.mkdir, operator=True)
 
+    def views(self) -> Dir:
+        """A fixed directory of all agents."""
+        return Dir(each=Dir(name="{id}", is_protected=self.is_protected), has=self.has, keys=self.keys)
+
+    def doors(self) -> Dir:
+        """A fixed directory of the agents that let in who asks."""
+        return Dir(each=Dir(name="{id}"), has=self.has_let_in, keys=self.hosts)
+
 
 class Agents(FileService):
-    """One directory an agent, delegated to what *space* gives for it and whoever is attached.
-
-    ``as_agent``: the directory is a fixed one, of agents as they see themselves.
-    """
+    """The directory *table*, and below it for each agent what *space* gives for it and whoever is attached."""
 
     def __init__(
-        self,
-        register: Register,
-        space: Callable[[str, Principal], FileService],
-        *,
-        as_agent: bool,
-        principal: Principal = OPERATOR,
+        self, table: Dir, space: Callable[[str, Principal], FileService], principal: Principal = OPERATOR
     ) -> None:
-        self._register, self._space, self._as_agent, self._principal = register, space, as_agent, principal
-        self._top = Tree(root=register.table(is_view=as_agent)).attach(principal)
+        self._table, self._space, self._principal = table, space, principal
+        self._top = Tree(root=table).attach(principal)
 
     def attach(self, principal: Principal) -> Agents:
-        return Agents(self._register, self._space, as_agent=self._as_agent, principal=principal)
+        return Agents(self._table, self._space, principal)
 
     async def _below(self, path: Path) -> tuple[FileService, str, Path] | None:
         """The namespace that *path* leads into, its agent and the path there; None at the top."""
@@ -115,8 +121,7 @@ class Agents(FileService):
         if path == ROOT or agent == "new":
             return None
         await self._top.stat(Path(agent))
-        principal = seen_as(self._principal, agent) if self._as_agent else self._principal
-        return self._space(agent, principal), agent, Path(rest)
+        return self._space(agent, self._principal), agent, Path(rest)
 
     async def stat(self, path: Path) -> Stat:
         below = await self._below(path)

@@ -6,11 +6,14 @@ hex; or {"text"}, {"digest"} (32 bytes in hex) or {"event"} (NIP-01), each with 
 ``identity/verify`` (C) takes {"sig", "pubkey"?, and one of text, digest, event} and answers {valid}; without pubkey it
 is about this agent's own keys, those rotated lately included. ``identity/encrypt`` (C) takes {"to", "text"} and answers
 the payload, ``identity/decrypt`` (C) takes {"from", "payload"} and answers the text (NIP-44; from older peers NIP-04).
+``identity/authorize`` (C) takes {"method", "url", "body"? (text) or "sha256"? (of the body, in hex), "headers"?,
+"form"? (own or nostr)} and answers the Authorization header of that very request, for a runtime that lets the key in:
+see grants.
 ``identity/history`` (R) has a line a key: {pubkey since until handover signature}, where the key before signed the
 SHA-256 of the handover. ``identity/ctl`` (X, the operator's): rotate, or import PUBKEY SEALED, which ``agentfs keys
-import`` makes of a key from elsewhere. Signatures are BIP-340 over
-secp256k1. One handle is one request; each use is a record in the trace, with its purpose and a hash. Mounted with
-``confirm=operator`` each use but verify waits in approvals/ until it is allowed.
+import`` makes of a key from elsewhere. Signatures are BIP-340 over secp256k1. One handle is one request; each use is a
+record in the trace, with its purpose and a hash. Mounted with ``confirm=operator`` each use but verify waits in
+approvals/ until it is allowed.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 import msgspec
 
 from agentfs.bech32 import npub
+from agentfs.engine.authorize import authorize
 from agentfs.engine.identity import event_id, hex_of, key_of
 from agentfs.errors import error
 from agentfs.services import Scope, Service, jsonl
@@ -102,6 +106,10 @@ class Keys:
         )
         return msgspec.json.encode({"valid": is_valid}) + b"\n"
 
+    async def authorize(self, at: At, doc: bytes) -> bytes:
+        """Sign a request to another runtime, which its holder then sends."""
+        return (await authorize(self._identities, self._agent, self._clock.now_ns(), doc) + "\n").encode()
+
     async def encrypt(self, at: At, doc: bytes) -> bytes:
         """Encrypt a text for somebody."""
         request = _request(doc, {"to", "text"})
@@ -171,6 +179,7 @@ def identity(scope: Scope) -> Tree:
             usage='write {"text":"...","sig":"..."} and read {"valid":...}\n',
             harmless=True,
         ),
+        Call(name="authorize", answer=keys.authorize, usage='write {"method":"GET","url":"..."} and read the header\n'),
         Call(name="encrypt", answer=keys.encrypt, usage='write {"to":"KEY","text":"..."} and read the payload\n'),
         Call(name="decrypt", answer=keys.decrypt, usage='write {"from":"KEY","payload":"..."} and read the text\n'),
         Ctl(name="ctl", verbs=verbs, operator_verbs=frozenset(verbs)),

@@ -20,7 +20,7 @@ import msgspec
 
 from agentfs.compute import prices
 from agentfs.engine.engine import Engine
-from agentfs.engine.models import PRICES
+from agentfs.engine.models import PRICES, Models
 from agentfs.record import Log
 from agentfs.rows import AgentRow
 from agentfs.services import document, secrets, tokens
@@ -28,26 +28,34 @@ from agentfs.tree import At, Dir, Errors, File, Stream, Tree
 from agentfs.types import rfc3339
 
 
+def _compute(models: Models) -> Dir:
+    """The directory ``compute/``: what is the same for the jobs of all agents."""
+
+    async def read(at: At) -> bytes:
+        return document(msgspec.to_builtins(await models.prices()))
+
+    async def write(at: At, doc: bytes) -> None:
+        prices.parse(doc)
+        await models.put("", PRICES, doc, at.want.match)
+
+    return Dir(name="compute", entries=[File(name="prices", read=read, write=write)])
+
+
 def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
     """The directory ``/runtime``; *config* is shown as it is and holds no secret."""
-    core, models = engine.core, engine.jobs.models
+    core = engine.core
     started_ns = core.clock.now_ns()
 
     async def status(at: At) -> bytes:
         used, free = await core.store.usage()
         return document(
             {
-                "version": version("agentfs"),
-                "pid": os.getpid(),
-                "started_at": rfc3339(started_ns),
+                "version": version("agentfs"), "pid": os.getpid(), "started_at": rfc3339(started_ns),
                 "uptime_s": (core.clock.now_ns() - started_ns) // 1_000_000_000,
-                "agents": await core.store.count(AgentRow),
-                "awake": engine.workers.busy,
-                "is_draining": engine.workers.is_draining,
-                "storage_bytes": used,
-                "free_bytes": free,
+                "agents": await core.store.count(AgentRow), "awake": engine.workers.busy,
+                "is_draining": engine.workers.is_draining, "storage_bytes": used, "free_bytes": free,
             }
-        )
+        )  # fmt: skip
 
     async def show_version(at: At) -> bytes:
         return f"{version('agentfs')}\n".encode()
@@ -58,13 +66,6 @@ def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
     async def errors(at: At) -> Log:
         return core.errors
 
-    async def read_prices(at: At) -> bytes:
-        return document(msgspec.to_builtins(await models.prices()))
-
-    async def write_prices(at: At, doc: bytes) -> None:
-        prices.parse(doc)
-        await models.put("", PRICES, doc, at.want.match)
-
     noted = Errors(lambda path, exc: engine.note_error("", f"runtime/{path}", exc))
     return Tree(
         File(name="status", read=status),
@@ -73,7 +74,7 @@ def runtime(engine: Engine, config: Mapping[str, Any]) -> Tree:
         Stream(name="errors", log=errors),
         tokens.table(engine, ""),
         secrets.table(engine, "", "secrets"),
-        Dir(name="compute", entries=[File(name="prices", read=read_prices, write=write_prices)]),
+        _compute(engine.jobs.models),
         errors=noted,
         limits=core.limits,
     )

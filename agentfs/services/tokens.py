@@ -52,6 +52,8 @@ class Mint:
             raise error(errno.EINVAL, at.path, f"request: {exc}") from exc
         if at.principal.role == "operator" and self._agent:
             raise error(errno.EPERM, at.path, "these are the agent's own; the operator's: /runtime/tokens/new")
+        if at.principal.role == "peer":
+            raise error(errno.EPERM, at.path, "a token would outlive the grant it is made by")
         caveat = self._caveat(wish)
         token_id, token = await self._engine.tokens.issue(at.principal, caveat)
         expires = rfc3339(caveat.expires_ns) if caveat.expires_ns is not None else None

@@ -5,7 +5,7 @@ const { join } = require("node:path");
 const { createInterface } = require("node:readline");
 
 const load = createRequire(join(process.argv[2], "package.json"));
-const [pure, nip04, nip06, nip19, nip44] = ["pure", "nip04", "nip06", "nip19", "nip44"].map((name) =>
+const [pure, nip04, nip06, nip19, nip44, nip98] = ["pure", "nip04", "nip06", "nip19", "nip44", "nip98"].map((name) =>
   load(`nostr-tools/${name}`),
 );
 const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
@@ -22,17 +22,23 @@ const verbs = {
   npub: ({ key }) => nip19.npubEncode(key),
   nsec: ({ key }) => nip19.nsecEncode(bytes(key)),
   decode: ({ text }) => ((found) => [found.type, hex(found.data)])(nip19.decode(text)),
+  token: ({ secret, url, method, payload }) =>
+    nip98.getToken(url, method, (draft) => pure.finalizeEvent(draft, bytes(secret)), true, payload),
+  check: ({ token, url, method, payload }) =>
+    nip98.unpackEventFromToken(token).then((event) => nip98.validateEvent(event, url, method, payload)),
   words: () => nip06.generateSeedWords(),
   account: ({ words, passphrase, account }) => hex(nip06.privateKeyFromSeedWords(words, passphrase, account)),
 };
 
-createInterface({ input: process.stdin }).on("line", (line) => {
+const answer = async (line) => {
   const request = JSON.parse(line);
-  let answer;
   try {
-    answer = { ok: verbs[request.verb](request) };
+    return { ok: await verbs[request.verb](request) };
   } catch {
-    answer = { refused: true };
+    return { refused: true };
   }
-  process.stdout.write(`${JSON.stringify(answer)}\n`);
+};
+let before = Promise.resolve();
+createInterface({ input: process.stdin }).on("line", (line) => {
+  before = before.then(async () => process.stdout.write(`${JSON.stringify(await answer(line))}\n`));
 });

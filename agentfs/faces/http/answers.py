@@ -15,6 +15,11 @@ from agentfs.faces.http.paths import etag
 from agentfs.types import Kind, Path, Stat, rfc3339
 
 _TEXT = "text/plain; charset=utf-8"
+WANTED = {
+    False: "want Authorization: Bearer TOKEN",
+    True: "want a certificate of the operator or an agent, and no token of another principal",
+}
+"""What is said to nobody known, by whether clients need a certificate."""
 
 
 def json(value: Any, headers: dict[str, str] | None = None, status: int = 200) -> Response:
@@ -34,12 +39,6 @@ def refusal(row: Row, path: str, detail: str, status: int | None = None) -> Resp
     if code == 401:
         headers["WWW-Authenticate"] = "Bearer"
     return json({"errno": row.name, "path": path, "detail": detail}, headers, code)
-
-
-def unauthorised(path: str, *, is_mutual: bool = False) -> Response:
-    """No token, or one that nobody has; *is_mutual*: a certificate of nobody, or a token of somebody else."""
-    mutual = "want a certificate of the operator or an agent, and no token of another principal"
-    return refusal(BY_ERRNO[errno.EACCES], path, mutual if is_mutual else "want Authorization: Bearer TOKEN", 401)
 
 
 def about(st: Stat) -> dict[str, str]:

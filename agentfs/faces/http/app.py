@@ -14,9 +14,11 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 from starlette.types import Message, Receive, Scope, Send
 
-from agentfs.errors import BY_ERRNO, error, row_of
+from agentfs.engine.requests import Requests
+from agentfs.errors import BY_ERRNO, detail_of, error, row_of
 from agentfs.faces.http import answers, files, openapi, paths, verbs
 from agentfs.faces.http.files import Ask
+from agentfs.faces.http.signed import Note, Signed
 from agentfs.faces.http.watch import Watch, Watchers
 from agentfs.limits import Limits
 from agentfs.service import FileService
@@ -27,8 +29,6 @@ log = logging.getLogger(__name__)
 Authenticate: TypeAlias = Callable[[str], Principal | None]
 Certified: TypeAlias = Callable[[], Principal | None]
 """Whom the client's certificate of the connection that asks names; None for nobody, or no longer."""
-Note: TypeAlias = Callable[[Principal, str, str, OSError], None]
-"""Told of a request that is refused before a tree is asked: who, what, where, why."""
 
 _QUERY: Final = frozenset({"watch", "recursive", "since", "cursor", "meta"})
 _LOCAL: Final = frozenset({"127.0.0.1", "localhost", "::1"})
@@ -77,10 +77,11 @@ class Face:
 
     def __init__(
         self, service: FileService, authenticate: Authenticate, limits: Limits, hosts: Collection[str],
-        ready: Callable[[], str | None], note: Note, certified: Certified | None,
+        ready: Callable[[], str | None], note: Note, certified: Certified | None, requests: Requests | None,
     ) -> None:  # fmt: skip
         self._service, self._authenticate, self._limits, self._ready = service, authenticate, limits, ready
         self._note, self._certified = note, certified
+        self._signed = Signed(requests, limits, note) if requests and not certified else None
         self._hosts = _LOCAL | {host.lower() for host in hosts}
         self._trees: OrderedDict[Principal, FileService] = OrderedDict()
         self._watchers = Watchers(limits.watchers)
@@ -124,9 +125,11 @@ class Face:
         return answers.json(openapi.document()) if path == "/openapi.json" else None
 
     async def _private(self, request: Request) -> Response:
-        principal = self._principal(request)
-        if principal is None:
-            return answers.unauthorised(request.scope["path"].lstrip("/"), is_mutual=self._certified is not None)
+        try:
+            principal, body = await self._who(request)
+        except PermissionError as exc:
+            path = request.scope["path"].lstrip("/")
+            return answers.refusal(BY_ERRNO[errno.EACCES], path, detail_of(exc), 401)
         if self._watchers.is_closing:
             raise error(errno.ENOTCONN)
         method = _METHODS.get(request.method)
@@ -138,15 +141,26 @@ class Face:
         except OSError as exc:
             self._note(principal, request.method, request.scope["path"].lstrip("/")[:200], exc)
             raise
-        ask = Ask(request, self._tree(principal), path, is_dir, self._limits, self._watchers.ending)
+        ask = Ask(request, self._tree(principal), path, is_dir, self._limits, self._watchers.ending, body)
         self._check_query(ask)
         if request.method == "GET" and ask.query("watch") is not None:
             return await self._watchers.watch(ask, principal)
         return await (self._verb(ask) if principal.is_operator and not is_dir else method(ask))
 
-    def _principal(self, request: Request) -> Principal | None:
+    async def _who(self, request: Request) -> tuple[Principal, bytes | None]:
+        """Who asks; and the body, where that had to be read to know. EACCES for nobody known."""
+        said = request.headers.getlist("authorization")
+        if len(said) > 1:
+            raise error(errno.EACCES, detail="more than one Authorization header")
+        if said and self._signed and Requests.is_signed(said[0]):
+            return await self._signed.enter(request, said[0])
+        principal = self._principal(said[0] if said else None)
+        if principal is None:
+            raise PermissionError(errno.EACCES, answers.WANTED[self._certified is not None])
+        return principal, None
+
+    def _principal(self, said: str | None) -> Principal | None:
         """Who asks: the certificate's principal where one is required, which a token can only narrow."""
-        said = request.headers.get("authorization")
         kind, _, token = (said or "").partition(" ")
         bearer = self._authenticate(token.strip()) if kind.lower() == "bearer" and token else None
         if self._certified is None:
@@ -185,15 +199,16 @@ class Face:
 
 def app(
     service: FileService, authenticate: Authenticate, limits: Limits, *, hosts: Collection[str],
-    ready: Callable[[], str | None], note: Note, certified: Certified | None = None,
+    ready: Callable[[], str | None], note: Note, certified: Certified | None = None, requests: Requests | None = None,
 ) -> Face:  # fmt: skip
     """The HTTP face over *service*: a token selects a principal by *authenticate*, and the tree is attached to it.
 
     *hosts* are accepted in a Host header beside loopback names; *ready* gives None, or what is missing;
     *note* is told of requests refused before a tree is asked. With *certified* the client's certificate selects the
-    principal, and a token is one of that principal's or refused.
+    principal, and a token is one of that principal's or refused, as is a signed request; else *requests* lets in peers
+    who sign theirs.
     """
-    return Face(service, authenticate, limits, hosts, ready, note, certified)
+    return Face(service, authenticate, limits, hosts, ready, note, certified, requests)
 
 
 def _host(header: str) -> str:

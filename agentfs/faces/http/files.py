@@ -27,7 +27,10 @@ _WALK = 10_000
 
 @dataclass(frozen=True, slots=True)
 class Ask:
-    """One request, authenticated and decoded. ``ending`` fires when the face begins to close."""
+    """One request, authenticated and decoded. ``ending`` fires when the face begins to close.
+
+    ``held`` is its body where that was read to find out who asks.
+    """
 
     request: Request
     tree: FileService
@@ -35,6 +38,7 @@ class Ask:
     is_dir: bool
     limits: Limits
     ending: Pulse
+    held: bytes | None = None
 
     def header(self, name: str) -> str | None:
         """A request header."""
@@ -54,24 +58,29 @@ class Ask:
 
     async def body(self) -> bytes:
         """The whole body, so that one cut off half-way has no effect. EFBIG past the limit, ECANCELED when cut off."""
-        limit, length = self.limits.body_bytes, self.header("content-length") or ""
-        if length.isdecimal() and int(length) > limit:
-            raise error(errno.EFBIG, self.path, f"body over {limit} bytes")
-        whole = bytearray()
-        try:
-            async with aclosing(self.request.stream()) as pieces:
-                async for piece in pieces:
-                    whole += piece
-                    if len(whole) > limit:
-                        raise error(errno.EFBIG, self.path, f"body over {limit} bytes")
-        except ClientDisconnect as exc:
-            raise error(errno.ECANCELED, self.path, "the client went away") from exc
-        return bytes(whole)
+        return await whole_body(self.request, self.limits, self.path) if self.held is None else self.held
 
     async def gone(self) -> None:
         """Return when the client has gone away; to be asked once the body was read."""
         while (await self.request.receive())["type"] != "http.disconnect":
             pass
+
+
+async def whole_body(request: Request, limits: Limits, path: str) -> bytes:
+    """The body of *request*, which can be read once. EFBIG past the limit, ECANCELED when cut off."""
+    limit, length = limits.body_bytes, request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) > limit:
+        raise error(errno.EFBIG, path, f"body over {limit} bytes")
+    whole = bytearray()
+    try:
+        async with aclosing(request.stream()) as pieces:
+            async for piece in pieces:
+                whole += piece
+                if len(whole) > limit:
+                    raise error(errno.EFBIG, path, f"body over {limit} bytes")
+    except ClientDisconnect as exc:
+        raise error(errno.ECANCELED, path, "the client went away") from exc
+    return bytes(whole)
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------

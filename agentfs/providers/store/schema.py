@@ -26,10 +26,12 @@ from agentfs.rows import (
     ConversationRow,
     DocumentRow,
     EffectRow,
+    GrantRow,
     HoldRow,
     IdentityRow,
     JobRow,
     KeyRow,
+    PeerRow,
     SecretRow,
     TokenRow,
 )  # fmt: skip
@@ -62,8 +64,8 @@ class Plan:
 
 
 _NEW_TABLES: Final = (
-    AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, JobRow, DocumentRow,
-    ConversationRow,
+    AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow, JobRow,
+    DocumentRow, ConversationRow,
 )  # fmt: skip
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
@@ -72,7 +74,7 @@ _NEW_COLUMNS: Final = (
 
 
 def _money_and_access(db: sqlite_utils.Database) -> None:
-    """Version 1 to 2: budgets, journal, approvals, tokens, identities, secrets; mount tables of the operator's own."""
+    """Version 1 to 2: money, journal, approvals, tokens, keys, secrets, grants; mount tables of the operator's own."""
     for table in _NEW_TABLES:
         _create_table(db, shape_of(table))
     for name, column, kind, default in _NEW_COLUMNS:

@@ -1,0 +1,51 @@
+"""Who asks by a signed request: what is signed, as it came, and its body, read once the signature is found sound.
+
+Whether it is genuine and new is decided by `agentfs.engine.requests`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+from starlette.requests import Request
+
+from agentfs.engine.claims import ACTING, Sent
+from agentfs.engine.requests import Requests
+from agentfs.faces.http.files import whole_body
+from agentfs.limits import Limits
+from agentfs.types import Principal
+
+Note: TypeAlias = Callable[[Principal, str, str, OSError], None]
+"""Told of a request that is refused before a tree is asked: who, what, where, why."""
+
+
+def sent(request: Request) -> Sent:
+    """What the signature has to be of; nothing of it is decoded or put in order."""
+    scope, headers = request.scope, request.headers
+    raw: bytes = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
+    query: bytes = scope["query_string"]
+    target = (raw + b"?" + query if query else raw).decode("latin-1")
+    acting = [(name, value.strip()) for name in ACTING for value in headers.getlist(name)]
+    return Sent(request.method, f"{scope['scheme']}://{headers.get('host', '')}{target}", tuple(acting))
+
+
+class Signed:
+    """The gate for signed requests of one face; *note* is told whom it refuses, once it is known who that is."""
+
+    def __init__(self, requests: Requests, limits: Limits, note: Note) -> None:
+        self._requests, self._limits, self._note = requests, limits, note
+
+    async def enter(self, request: Request, header: str) -> tuple[Principal, bytes]:
+        """The peer who signed *request*, and its body. EACCES saying why not, EFBIG, ECANCELED, ENOBUFS."""
+        asked = sent(request)
+        claim = self._requests.recognise(header, asked)
+        peer, path = Principal("peer", claim.pubkey), request.scope["path"].lstrip("/")[:200]
+        try:
+            self._requests.judge(claim, asked)
+            body = await whole_body(request, self._limits, path)
+            await self._requests.admit(claim, body)
+        except OSError as exc:
+            self._note(peer, request.method, path, exc)
+            raise
+        return peer, body
