@@ -48,6 +48,17 @@ async def budgeted(agent: FileService, words: str) -> None:
     await put(agent, "\n".join([*kept, f"mount compute /compute budgeted {words}", ""]).encode(), "ns")
 
 
+async def cancel_slow(own: FileService, made: list[dict[str, Any]]) -> None:
+    """Cancel the jobs that wait for ever."""
+    for job in made:
+        status = await load(own, f"compute/jobs/{job['job_id']}/status")
+        if status["request"]["model"] == "local/slow":
+            try:
+                await put(own, b"cancel\n", f"compute/jobs/{job['job_id']}/ctl")
+            except FileExistsError:
+                assert status["status"] not in ("pending", "running", "streaming")
+
+
 async def test_200_jobs_at_once_settle_exactly(driver: Driver, fake: FakeOpenAI) -> None:
     """Done, failed, cut off, refused, cancelled: together they never pass the limit, and nothing stays held."""
     agent, own = await pair(driver)
@@ -71,13 +82,7 @@ async def test_200_jobs_at_once_settle_exactly(driver: Driver, fake: FakeOpenAI)
         await trio.testing.wait_all_tasks_blocked()
     day = (await load(own, "compute/usage"))["day"]
     assert day["reserved_usd"] + day["spent_usd"] + day["remaining_usd"] == LIMIT
-    for job in made:
-        status = await load(own, f"compute/jobs/{job['job_id']}/status")
-        if status["request"]["model"] == "local/slow":
-            try:
-                await put(own, b"cancel\n", f"compute/jobs/{job['job_id']}/ctl")
-            except FileExistsError:
-                assert status["status"] not in ("pending", "running", "streaming")
+    await cancel_slow(own, made)
     statuses = [await ended(own, job["job_id"]) for job in made]
     day = (await load(own, "compute/usage"))["day"]
     assert day["reserved_usd"] == 0 and day["spent_usd"] == sum(status["cost_usd"] for status in statuses) <= LIMIT
@@ -121,3 +126,19 @@ async def test_the_estimate_covers_the_dearest_answer(driver: Driver, fake: Fake
     made = await call(own, "compute/new", request)
     status = await ended(own, made["job_id"])
     assert made["reserved_usd"] >= 100 * 2 + 3 and status["cost_usd"] == 3 * 1 + 3 * 2
+
+
+async def test_an_agent_cannot_settle_its_own_jobs(driver: Driver, fake: FakeOpenAI) -> None:
+    """The journal shows them under effects/, but their outcome is not the agent's to tell, nor their names to take."""
+    _, own = await pair(driver)
+    made = await call(own, "compute/new", chat("a b c", "local/slow", stream=True, max_cost_usd=500))
+    entry = f"effects/{made['job_id']}"
+    assert (await load(own, f"{entry}/status"))["reserved_usd"] == 500
+    for report in ({"error": "nothing happened"}, {"receipt": 1, "cost_usd": 0}):
+        await fails(errno.EPERM, put(own, json.dumps(report).encode(), f"{entry}/result"))
+    for provider in ("compute", "step"):
+        request = {"provider": provider, "key": "k", "request": 1, "max_cost_usd": 1}
+        await fails(errno.EINVAL, call(own, "effects/new", request))
+    assert (await load(own, "compute/usage"))["day"]["reserved_usd"] == 500
+    fake.go.set()
+    assert (await ended(own, made["job_id"]))["cost_usd"] == 9

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
@@ -46,6 +46,14 @@ Call: TypeAlias = Callable[[str], Awaitable[Done]]
 Ask: TypeAlias = Callable[[str], Awaitable[Done | None]]
 Begin: TypeAlias = Callable[[], Awaitable[tuple[EffectRow, bool]]]
 STEP = "step"  # what the journal calls a program's own doings
+OWN: Final = frozenset({COMPUTE, STEP})
+"""Providers in the journal that are the engine's: no caller may take their name, or tell what came of them."""
+
+
+def check_provider(name: str) -> None:
+    """EINVAL for a provider's name that is the engine's own."""
+    if name in OWN:
+        raise error(errno.EINVAL, detail=f"provider: {name!r} is the runtime's own")
 
 
 async def _never(key: str) -> None:
@@ -156,6 +164,7 @@ class Spender:
         return await self._act(row, full, call) if done is None else await self._finish(row, done)
 
     def _intent(self, provider: str, request: Any, max_cost_usd: int, key: str) -> Intent:
+        check_provider(provider)
         agent = self._about.id
         policy = self._account().policy
         intent = Intent(

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 
 from agentfs.engine.journal import DONE, FAILED, OPEN, Intent, hash_of
-from agentfs.engine.money import EFFECTS
+from agentfs.engine.money import EFFECTS, OWN, check_provider
 from agentfs.engine.purse import Account
 from agentfs.errors import error
 from agentfs.rows import EffectRow
@@ -59,6 +59,7 @@ class Effects:
     async def new(self, at: At, doc: bytes) -> bytes:
         """Begin an effect, or find the one of this key."""
         request = _decoded(doc, Request)
+        check_provider(request.provider)
         if not 0 < request.timeout_ms <= _TIMEOUT_MAX_MS:
             raise error(errno.EINVAL, at.path, f"timeout_ms: want 1..{_TIMEOUT_MAX_MS}")
         account = at.want.purse
@@ -98,6 +99,8 @@ class Effects:
     async def report(self, at: At, doc: bytes) -> None:
         """Record the outcome, once."""
         result, row = _decoded(doc, Result), await self._row(at)
+        if row.provider in OWN:
+            raise error(errno.EPERM, at.path, f"{row.provider}: the runtime tells what came of it")
         cost = 0 if result.error and result.cost_usd is None else result.cost_usd
         await self._money.journal.finish(
             self._agent, row.id, FAILED if result.error else DONE, receipt=result.receipt, reason=result.error,
