@@ -9,7 +9,9 @@ a budget: EDQUOT; over the approval threshold: EPERM; a model that nobody has: E
 ``compute/jobs/<job>/status`` (R) pending | running | streaming | complete | failed | cancelled, times, provider, model.
 ``compute/jobs/<job>/result`` (R) the ComputeResponse; before the end EAGAIN, after a failure the job's own error.
 ``compute/jobs/<job>/stream`` (S) a ComputeChunk {job_id, delta, finish_reason?, usage?} a line.
-``compute/jobs/<job>/ctl`` (X) cancel. ``compute/providers/<p>/info`` ``models`` ``health`` (R).
+``compute/jobs/<job>/ctl`` (X) cancel.
+``compute/providers/<provider>/info`` (R) kinds, models, prices, what was measured, and whether it can be asked.
+``compute/providers/<provider>/models`` (R) a model a line. ``compute/providers/<provider>/health`` (R) status, reason.
 ``compute/policy`` (RW, the operator writes) which providers and models, defaults, preference; {} allows all.
 ``compute/usage`` (R) {day, tick}: reserved, spent, limit and remaining. All amounts are micro-USD.
 """
