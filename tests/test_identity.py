@@ -22,7 +22,10 @@ from agentfs.providers.keys.keeper import Keeper
 from agentfs.providers.programs.inline import Inline
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.service import FileService
+from agentfs.services import Scope
+from agentfs.services.secrets import secrets
 from agentfs.tree import Tree
+from agentfs.tree.handles import Errors
 from agentfs.types import Mode, Path
 from agentfs.views import Below
 from conformance.drivers import Driver, in_process
@@ -30,6 +33,7 @@ from conformance.drivers import Driver, in_process
 # httpx leaves the generators of a stream that was cancelled half-way to the collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PEER = bytes(31) + b"\2"
+LOOKS = {"a": '{"a": 1} x', "b": "{pass", "c": "  [x", "d": ' {"a": 1}\t', "e": "[1]\n[2]"}
 
 
 async def pair(driver: Driver, name: str = "signer") -> tuple[FileService, FileService]:
@@ -201,3 +205,49 @@ async def test_the_keys_of_another_seed_are_refused_at_the_start(tmp_path: FsPat
     with pytest.RaisesGroup(pytest.RaisesExc(OSError, match="another seed"), flatten_subgroups=True):
         async with trio.open_nursery() as nursery:
             await nursery.start(lambda task_status: other.run(task_status=task_status))
+
+
+async def test_an_event_of_somebody_else_is_not_of_the_key_that_was_asked_about(driver: Driver) -> None:
+    agent, _ = await pair(driver)
+    event = await call(agent, "identity/sign", {"event": {"kind": 1, "content": "x"}})
+    ours, theirs = event["pubkey"], curve.pubkey(PEER).hex()
+    assert await call(agent, "identity/verify", {"event": event, "pubkey": ours}) == {"valid": True}
+    assert await call(agent, "identity/verify", {"event": event, "pubkey": theirs}) == {"valid": False}
+    other = curve.sign(PEER, bytes.fromhex(event["id"])).hex()
+    assert await call(agent, "identity/verify", {"event": event, "sig": other}) == {"valid": False}
+    bare = {name: value for name, value in event.items() if name != "sig"}
+    assert await call(agent, "identity/verify", {"event": bare, "sig": event["sig"]}) == {"valid": True}
+
+
+async def test_the_end_of_the_line_behind_json_is_no_request(tmp_path: FsPath) -> None:
+    async with in_process("memory", tmp_path) as driver:
+        _, own = await pair(driver)
+        pubkey = bytes.fromhex((await whole(own, "identity/pubkey")).decode())
+        async with await own.open(Path("identity/sign"), Mode.READ | Mode.WRITE) as handle:
+            await handle.write(b'{"text": "a"}', 0)
+            await handle.write(b"\n", 13)
+            made = msgspec.json.decode(await handle.read(1 << 17, 14))
+            assert curve.verify(pubkey, hashlib.sha256(b"a").digest(), bytes.fromhex(made["sig"]))
+            await handle.write(b"hello", 14)
+            signature = bytes.fromhex((await handle.read(1 << 17, 19)).decode())
+            assert curve.verify(pubkey, hashlib.sha256(b"hello").digest(), signature)
+
+
+async def test_a_secret_is_all_the_bytes_of_it_whatever_they_look_like(driver: Driver) -> None:
+    agent, _ = await pair(driver)
+    for name, value in LOOKS.items():
+        async with await agent.create(Path(f"secrets/{name}"), Mode.WRITE) as handle:
+            await handle.write(f"{value}\n".encode(), 0)
+            await handle.flush(final=True)
+    assert set(await load(agent, "secrets/status")) == set(LOOKS)
+
+
+async def test_a_secret_is_used_as_it_was_written() -> None:
+    async with running(MemoryStore(clock := ManualClock()), clock) as engine:
+        agent = await engine.create("a", settings())
+        tree = secrets(Scope(engine, agent, Errors(), {}))
+        for name, value in LOOKS.items():
+            async with await tree.create(Path(name), Mode.WRITE) as handle:
+                for piece in (value[:3], value[3:], "\n"):
+                    await handle.write(piece.encode(), 0)
+            assert await engine.secrets.use(agent, f"secret:{name}") == value

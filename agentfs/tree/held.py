@@ -44,6 +44,7 @@ class HeldHandle(CallHandle):
         return super()._take(data)
 
     async def _apply(self, doc: bytes, is_json: bool) -> None:
+        self._is_behind_json = is_json
         self._hold(doc)
 
     def _hold(self, doc: bytes) -> None:
