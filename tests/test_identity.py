@@ -11,6 +11,7 @@ import pytest
 import trio
 from engines import SEED, fails, running, settings
 from faces import call, load, put, whole
+from test_tokens import world
 
 from agentfs.bech32 import public_of
 from agentfs.engine.engine import Engine
@@ -22,11 +23,8 @@ from agentfs.providers.keys.keeper import Keeper
 from agentfs.providers.programs.inline import Inline
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.service import FileService
-from agentfs.services import Scope
-from agentfs.services.secrets import secrets
 from agentfs.tree import Tree
-from agentfs.tree.handles import Errors
-from agentfs.types import Mode, Path
+from agentfs.types import OPERATOR, Mode, Path
 from agentfs.views import Below
 from conformance.drivers import Driver, in_process
 
@@ -243,11 +241,10 @@ async def test_a_secret_is_all_the_bytes_of_it_whatever_they_look_like(driver: D
 
 
 async def test_a_secret_is_used_as_it_was_written() -> None:
-    async with running(MemoryStore(clock := ManualClock()), clock) as engine:
-        agent = await engine.create("a", settings())
-        tree = secrets(Scope(engine, agent, Errors(), {}))
+    async with world(MemoryStore(clock := ManualClock()), clock) as (engine, house):
+        tree = Below(house.attach(OPERATOR), Path("agents/a/secrets"))
         for name, value in LOOKS.items():
             async with await tree.create(Path(name), Mode.WRITE) as handle:
                 for piece in (value[:3], value[3:], "\n"):
                     await handle.write(piece.encode(), 0)
-            assert await engine.secrets.use(agent, f"secret:{name}") == value
+            assert await engine.secrets.use("a", f"secret:{name}") == value
