@@ -63,7 +63,7 @@ class Vault:
 def secrets(scope: Scope) -> Tree:
     """The directory ``secrets/`` of one agent."""
     vault = Vault(scope)
-    each = File(name="{name}", write=vault.write, remove=vault.remove, info=vault.info)
+    each = File(name="{name}", write=vault.write, remove=vault.remove, info=vault.info, is_text=True)
     status = File(name="status", read=vault.status)
     return scope.tree(root=Dir(entries=[status], each=each, has=vault.has, keys=vault.keys, create=vault.create))
 
