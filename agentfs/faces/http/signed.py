@@ -26,7 +26,7 @@ def sent(request: Request) -> Sent:
     raw: bytes = (scope.get("raw_path") or scope["path"].encode()).partition(b"?")[0]
     query: bytes = scope["query_string"]
     target = (raw + b"?" + query if query else raw).decode("latin-1")
-    acting = [(name, value.strip()) for name in ACTING for value in headers.getlist(name)]
+    acting = [(name, value.strip(" \t")) for name in ACTING for value in headers.getlist(name)]
     return Sent(request.method, f"{scope['scheme']}://{headers.get('host', '')}{target}", tuple(acting))
 
 
