@@ -137,13 +137,13 @@ class Runtime:
         place = ["--mount", str(self.place)] if fuse else ["--no-fuse"]
         self._argv = [
             sys.executable, "-m", "agentfs.cli", "serve", "--state", str(self.state.path), "--store", store_name,
-            "--listen", "127.0.0.1:0", *place,
+            "--listen", "127.0.0.1:0", "--set", "keeper=inline", *place,
         ]  # fmt: skip
 
     def start(self) -> None:
         """Start it and wait until it is ready. It must be stopped, whatever happens."""
         env = {name: value for name, value in os.environ.items() if not name.startswith("AGENTFS_")}
-        subprocess.run([*self._argv[:3], "init", *self._argv[4:6]], env=env, check=True, capture_output=True)
+        self.state.prepare()
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(self._argv, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
         for _ in range(int(START_S / 0.05)):
