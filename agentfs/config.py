@@ -113,7 +113,7 @@ def _declared() -> Iterator[Option]:
     yield Option("store", Store, "sqlite", "store provider; memory forgets everything at exit")
     yield Option("keeper", Keeping, "process", "who holds the keys: a process of its own, or inline, to develop")
     yield Option("keys", Keys, "sealed", "what opens them: file or passphrase, the OS keyring; memory forgets at exit")
-    yield Option("hosts", tuple[Text, ...], (), "further names accepted in a Host header")
+    yield Option("hosts", tuple[Text, ...], (), "further NAME or NAME:PORT accepted in a Host header")
     yield Option("default_program", dict[str, Any], DEMO, "config document of an agent made by mkdir")
     yield Option("log_level", Level, "info", "least severe record that is logged")
     yield Option("drain_seconds", Annotated[int, msgspec.Meta(ge=0, le=3600)], 10, "wait for running ticks at a stop")

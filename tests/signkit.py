@@ -151,8 +151,8 @@ async def place(store: Store, clock: ManualClock, limits: Limits | None = None) 
             if not await engine.core.store.get(AgentRow, name):
                 await engine.create(name, settings())
         face = app(
-            Checked(house, limits), engine.tokens.check, limits, hosts=["agentfs.test"], ready=lambda: None,
-            note=spaces.report, requests=engine.requests,
+            Checked(house, limits), engine.tokens.check, limits, hosts=["agentfs.test", "proxy.test:81"],
+            ready=lambda: None, note=spaces.report, requests=engine.requests,
         )  # fmt: skip
         clock.advance(10)
         yield Place(engine, house, face, clock)

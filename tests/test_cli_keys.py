@@ -42,3 +42,13 @@ def test_words_bring_the_keys_back(tmp_path: Path) -> None:
         finally:
             machine.run("umount")
     assert found[0] == found[1]
+
+
+def test_of_many_who_make_the_seed_at_once_one_does(tmp_path: Path) -> None:
+    """Else words would be shown that bring nothing back."""
+    machine = Machine(tmp_path)
+    machine.env["AGENTFS_KEYS_PASSPHRASE"] = "open sesame"
+    made = [(child, *child.communicate(timeout=60)) for child in [machine.spawn("keys", "new") for _ in range(4)]]
+    assert sorted(child.returncode for child, _, _ in made) == [0, 1, 1, 1]
+    assert sum(len(out.split()) for _, out, _ in made) == 24 and all("EEXIST" in err for _, out, err in made if not out)
+    assert not list(machine.state.path.glob("*.draft")) and not list(machine.state.path.glob(".*.draft"))

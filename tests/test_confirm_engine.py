@@ -172,6 +172,28 @@ async def test_a_read_that_was_interrupted_comes_again_for_the_same_request(stor
     assert await operator.states() == ["pending", "allowed", "used", "pending", "denied", "pending", "allowed", "used"]
 
 
+@pytest.mark.parametrize(("piece", "rest"), [(b'{"text": ', b'"x"}'), ("é".encode()[:1], "é".encode()[1:])])
+async def test_a_poll_completes_nothing_that_is_cut_off(
+    store: Store, clock: ManualClock, piece: bytes, rest: bytes
+) -> None:
+    async with held(store, clock) as (_, _, own, operator):
+        for is_whole in (False, True):
+            async with await own.open(SIGN, BOTH) as handle, trio.open_nursery() as nursery:
+                await handle.write(piece, 0)
+                with trio.fail_after(5):
+                    await handle.wait_ready()
+                assert handle.is_ready() and await operator.states() == []
+                if is_whole:
+                    await handle.write(rest, len(piece))
+                    nursery.start_soon(handle.wait_ready)
+                    id = await operator.pending()
+                    assert await operator.request(id) == piece + rest + b"\n"
+                    await operator.decide(id, "deny")
+                else:  # and never the usage, which might be taken for an answer
+                    with pytest.raises(OSError, match=r"JSON|byte 0"):
+                        await handle.read(100, 0)
+
+
 async def test_two_readers_of_one_open_file_have_one_answer(store: Store, clock: ManualClock) -> None:
     async with held(store, clock) as (_, _, own, operator), await own.open(SIGN, BOTH) as handle:
         assert await handle.write(b'{"text": "one"}{"text": "two"}', 0) == len(b'{"text": "one"}')

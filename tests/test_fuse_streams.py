@@ -65,6 +65,24 @@ def test_a_signal_ends_readers_in_threads_and_with_inherited_descriptors(shared:
     wait_for(lambda: not is_waiting(heir), 2)
 
 
+def test_a_signal_ends_one_of_many_who_have_inherited_the_descriptor(shared: Mount) -> None:
+    """The opener is gone, and the others live on."""
+    some = "for i in 1 2 3; do sleep 30 >&- & done"
+    script = f"exec 3< {shared.at}/log@follow; {some}; cat <&3 & echo $!; {some}; echo $(jobs -p)"
+    orphans = shared.spawn("bash", "-c", script)
+    assert orphans.stdout is not None
+    heir, others = int(orphans.stdout.readline()), [int(pid) for pid in orphans.stdout.readline().split()]
+    try:
+        wait_for(lambda: is_waiting(heir))
+        orphans.wait(5)
+        time.sleep(0.5)  # several sweeps: one of the others is found to hold the descriptor
+        os.kill(heir, signal.SIGKILL)
+        wait_for(lambda: not is_waiting(heir), 2)
+    finally:
+        for pid in {*others} - {heir}:
+            os.kill(pid, signal.SIGKILL)
+
+
 def test_a_reader_is_never_interrupted_without_a_signal(fresh: Mount) -> None:
     awk = follow(fresh, "awk", "{print}", f"{fresh.at}/log@follow")
     blocker = "import signal, os; signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1]);"

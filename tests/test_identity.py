@@ -11,6 +11,7 @@ import pytest
 import trio
 from engines import SEED, fails, running, settings, settle
 from faces import call, load, put, whole
+from test_tokens import world
 
 from agentfs.bech32 import public_of
 from agentfs.engine.engine import Engine
@@ -30,6 +31,7 @@ from conformance.drivers import Driver, in_process
 # httpx leaves the generators of a stream that was cancelled half-way to the collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 PEER = bytes(31) + b"\2"
+LOOKS = {"a": '{"a": 1} x', "b": "{pass", "c": "  [x", "d": ' {"a": 1}\t', "e": "[1]\n[2]"}
 
 
 async def pair(driver: Driver, name: str = "signer") -> tuple[FileService, FileService]:
@@ -216,3 +218,48 @@ async def test_a_key_is_given_once_whatever_the_names_of_agents() -> None:
         await engine.remove(first.number)
         await engine.create("later", settings())
         assert (await engine.identities.current("later")).pubkey != first.pubkey
+
+
+async def test_an_event_of_somebody_else_is_not_of_the_key_that_was_asked_about(driver: Driver) -> None:
+    agent, _ = await pair(driver)
+    event = await call(agent, "identity/sign", {"event": {"kind": 1, "content": "x"}})
+    ours, theirs = event["pubkey"], curve.pubkey(PEER).hex()
+    assert await call(agent, "identity/verify", {"event": event, "pubkey": ours}) == {"valid": True}
+    assert await call(agent, "identity/verify", {"event": event, "pubkey": theirs}) == {"valid": False}
+    other = curve.sign(PEER, bytes.fromhex(event["id"])).hex()
+    assert await call(agent, "identity/verify", {"event": event, "sig": other}) == {"valid": False}
+    bare = {name: value for name, value in event.items() if name != "sig"}
+    assert await call(agent, "identity/verify", {"event": bare, "sig": event["sig"]}) == {"valid": True}
+
+
+async def test_the_end_of_the_line_behind_json_is_no_request(tmp_path: FsPath) -> None:
+    async with in_process("memory", tmp_path) as driver:
+        _, own = await pair(driver)
+        pubkey = bytes.fromhex((await whole(own, "identity/pubkey")).decode())
+        async with await own.open(Path("identity/sign"), Mode.READ | Mode.WRITE) as handle:
+            await handle.write(b'{"text": "a"}', 0)
+            await handle.write(b"\n", 13)
+            made = msgspec.json.decode(await handle.read(1 << 17, 14))
+            assert curve.verify(pubkey, hashlib.sha256(b"a").digest(), bytes.fromhex(made["sig"]))
+            await handle.write(b"hello", 14)
+            signature = bytes.fromhex((await handle.read(1 << 17, 19)).decode())
+            assert curve.verify(pubkey, hashlib.sha256(b"hello").digest(), signature)
+
+
+async def test_a_secret_is_all_the_bytes_of_it_whatever_they_look_like(driver: Driver) -> None:
+    agent, _ = await pair(driver)
+    for name, value in LOOKS.items():
+        async with await agent.create(Path(f"secrets/{name}"), Mode.WRITE) as handle:
+            await handle.write(f"{value}\n".encode(), 0)
+            await handle.flush(final=True)
+    assert set(await load(agent, "secrets/status")) == set(LOOKS)
+
+
+async def test_a_secret_is_used_as_it_was_written() -> None:
+    async with world(MemoryStore(clock := ManualClock()), clock) as (engine, house):
+        tree = Below(house.attach(OPERATOR), Path("agents/a/secrets"))
+        for name, value in LOOKS.items():
+            async with await tree.create(Path(name), Mode.WRITE) as handle:
+                for piece in (value[:3], value[3:], "\n"):
+                    await handle.write(piece.encode(), 0)
+            assert await engine.secrets.use("a", f"secret:{name}") == value

@@ -108,9 +108,13 @@ def test_a_passphrase_comes_on_a_descriptor_too(machine: Machine) -> None:
     assert done.returncode == 0, done
     assert sign(machine)["sig"]
     machine.run("umount")
-    for fd in ("7", "x", "-1", "99999999999999999999"):
-        said = machine.shell(f"AGENTFS_KEYS_FD={fd} {agentfs} serve").stderr
-        assert said == "agentfs: EINVAL: AGENTFS_KEYS_FD: invalid argument: want the number of an open descriptor\n"
+    what = "want the number of an open descriptor over 2"
+    for fd in ("7", "x", "-1", "99999999999999999999", "0", "1", "2"):
+        for command in ("serve", "mount"):
+            said = machine.shell(f"echo '{PHRASE}' | AGENTFS_KEYS_FD={fd} {agentfs} {command}").stderr
+            assert said == f"agentfs: EINVAL: AGENTFS_KEYS_FD: invalid argument: {what}\n"
+    done = machine.shell(f"AGENTFS_KEYS_PASSPHRASE='{PHRASE}' {agentfs} mount <&-")  # then 0 is the next one free
+    assert done.returncode == 0 and sign(machine)["sig"], done
 
 
 def test_a_foreground_mount_shows_no_passphrase(machine: Machine) -> None:

@@ -68,5 +68,5 @@ def revoke(
 
 @app.command("list")
 def list_(state: State = None, config: ConfigFile = None, output: Output = None) -> None:
-    """List what was issued, the newest last."""
+    """List what was issued, by name; of one name the newest last."""
     show.rows(_desk(state, config).rows(), output)

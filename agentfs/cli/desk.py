@@ -95,7 +95,7 @@ class Desk:
         return [(serial, serial in fresh) for serial in found]
 
     def rows(self) -> Iterator[dict[str, object]]:
-        """What was issued, the oldest first. ENOENT without an authority."""
+        """What was issued, by name; of one name the oldest first. ENOENT without an authority."""
         self._pair()
         gone, now = self._revoked(self.crl.read_bytes()), authority.now()
         for about in self._all():

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import sys
 from typing import Final
@@ -15,6 +16,7 @@ from agentfs.config import PASSPHRASE, PHRASE_FD
 from agentfs.errors import error
 
 LONGEST: Final = 4096  # bytes: they wait in a pipe, which holds more
+_STDERR: Final = 2
 
 
 def hide() -> None:
@@ -31,21 +33,26 @@ def hide() -> None:
     told, telling = os.pipe()
     os.write(telling, held)
     os.close(telling)
-    os.set_inheritable(told, True)
+    told = fcntl.fcntl(told, fcntl.F_DUPFD, _STDERR + 1)  # with none at its place a pipe could be the standard input
     os.environ[PHRASE_FD] = str(told)
     os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], os.environ)
 
 
 def descriptor() -> int:
-    """The open descriptor that a passphrase can be read from, -1 without one. EINVAL when the one named is none."""
+    """The open descriptor that a passphrase can be read from, -1 without one.
+
+    EINVAL when the one named is none, or one of the standard three, which other processes have for other things.
+    """
     text = os.environ.get(PHRASE_FD, "")
     if not text:
         return -1
     try:
         found = int(text)
+        if found <= _STDERR:
+            raise ValueError
         os.set_inheritable(found, False)  # only who is to have it gets it
     except (ValueError, OSError, OverflowError) as exc:
-        raise error(errno.EINVAL, PHRASE_FD, "want the number of an open descriptor") from exc
+        raise error(errno.EINVAL, PHRASE_FD, "want the number of an open descriptor over 2") from exc
     return found
 
 

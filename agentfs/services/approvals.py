@@ -4,11 +4,11 @@ A write over the threshold fails with EPERM and names the request, whose id is a
 the same write by the same writer goes through once. A call on a mount with ``confirm`` waits in its read instead, each
 use under an id of its own: allowed it is answered, denied EACCES, undecided in time (5 minutes) ETIMEDOUT; closed
 before that it is withdrawn.
-``approvals/<id>/request`` (R) is the exact document, ``approvals/<id>/status`` (R) {id kind state source path
-hash cost_usd approvers at expires by}, ``approvals/<id>/ctl`` (X) allow | deny. ``kind`` is spend or confirm, ``hash``
-the SHA-256 of a request to confirm. ``approvals/events`` (S) has a record a change of state, without the request.
-Requests and decisions expire after a day. Approvers are the operator and the tokens that the mount names, but for
-their own requests; never the agent itself.
+``approvals/<id>/request`` (R) is the document (a newline ends it), ``approvals/<id>/status`` (R) {id kind state source
+path hash cost_usd approvers at expires by}, ``approvals/<id>/ctl`` (X) allow | deny. ``kind`` is spend or confirm,
+``hash`` the SHA-256 of a request to confirm. ``approvals/events`` (S) has a record a change of state, without the
+request. Requests and decisions expire after a day. Approvers are the operator and the tokens that the mount names, but
+for their own requests; never the agent itself.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class Desk:
         return row
 
     async def request(self, at: At) -> bytes:
-        """What was to be written, byte for byte."""
+        """What was to be written, with a newline behind it where it has none."""
         text = (await self._row(at)).request
         return (text if text.endswith("\n") else f"{text}\n").encode()
 

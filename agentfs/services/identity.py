@@ -4,7 +4,8 @@
 ``identity/sign`` (C) signs what is written: any text, of which the SHA-256 is signed and the signature answered in
 hex; or {"text"}, {"digest"} (32 bytes in hex) or {"event"} (NIP-01), each with "purpose"?, answered as JSON.
 ``identity/verify`` (C) takes {"sig", "pubkey"?, and one of text, digest, event} and answers {valid}; without pubkey it
-is about this agent's own keys, those rotated lately included. ``identity/encrypt`` (C) takes {"to", "text"} and answers
+is about this agent's own keys, those rotated lately included, and an event is about its author's, who must be pubkey
+where that is given; its own sig will do. ``identity/encrypt`` (C) takes {"to", "text"} and answers
 the payload, ``identity/decrypt`` (C) takes {"from", "payload"} and answers the text (NIP-44; from older peers NIP-04).
 ``identity/authorize`` (C) takes {"method", "url", "body"? (text) or "sha256"? (of the body, in hex), "headers"?,
 "form"? (own or nostr)} and answers the Authorization header of that very request, for a runtime that lets the key in:
@@ -96,8 +97,10 @@ class Keys:
         request = _request(doc, {*_WHAT, "sig", "pubkey"})
         event = request.get("event")
         if isinstance(event, dict):
-            signature, pubkey = event.get("sig"), event.get("pubkey")
             is_valid = event.get("id", event_id(event).hex()) == event_id(event).hex()
+            signature, author = request.get("sig", event.get("sig")), event["pubkey"]
+            pubkey = request.get("pubkey", author)
+            is_valid = is_valid and key_of(pubkey, "pubkey") == key_of(author, "event.pubkey")
         else:
             signature, pubkey, is_valid = request.get("sig"), request.get("pubkey"), True
         key = key_of(pubkey, "pubkey") if pubkey is not None else None

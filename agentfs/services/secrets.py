@@ -64,7 +64,7 @@ class Vault:
 def table(engine: Engine, agent: str, name: str = "") -> Dir:
     """The directory of the secrets of one agent, or for "" of the runtime's."""
     vault = Vault(engine, agent)
-    each = File(name="{name}", write=vault.write, remove=vault.remove, info=vault.info)
+    each = File(name="{name}", write=vault.write, remove=vault.remove, info=vault.info, is_text=True)
     status = File(name="status", read=vault.status)
     return Dir(name=name, entries=[status], each=each, has=vault.has, keys=vault.keys, create=vault.create)
 

@@ -94,6 +94,7 @@ class DocumentHandle(UnitHandle):
 
     def __init__(self, node: File, snapshot: bytes | None, opening: Opening) -> None:
         super().__init__(snapshot, opening)
+        self._intake = Intake(opening.limits.document_bytes, accepts_json=not node.is_text)
         self._node, self._text, self._is_done = node, b"", False
 
     async def _write(self, data: bytes, offset: int) -> int:
@@ -158,12 +159,21 @@ class CallHandle(UnitHandle):
 
     def __init__(self, node: Call, opening: Opening) -> None:
         super().__init__(node.usage.encode(), opening)
-        self._node = node
+        self._node, self._is_behind_json = node, False
         self._answer: Answer | None = None
 
     async def _write(self, data: bytes, offset: int) -> int:
-        self._answer = None
+        if data.strip() or not self._is_behind_json:
+            self._answer = None
         return await super()._write(data, offset)
+
+    def _take(self, data: bytes) -> tuple[int, bool]:
+        lead = len(data) - len(data.lstrip()) if self._is_behind_json else 0  # a document's line may end behind it
+        if lead == len(data):
+            return lead, False
+        self._is_behind_json = False
+        used, is_complete = super()._take(data[lead:])
+        return lead + used, is_complete
 
     async def _read(self, size: int, offset: int) -> bytes:
         if self._answer is None and self._intake.buffer:
@@ -172,6 +182,7 @@ class CallHandle(UnitHandle):
         return self._answer.read(size, offset) if self._answer else await super()._read(size, offset)
 
     async def _apply(self, doc: bytes, is_json: bool) -> None:
+        self._is_behind_json = is_json
         async with self._paying(doc):
             self._answer = Answer(await self._node.answer(self._at, doc))
 

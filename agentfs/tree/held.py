@@ -18,7 +18,8 @@ class HeldHandle(CallHandle):
     """`Call` on a mount with ``confirm``: writes take the request, the first read or poll asks, reads wait.
 
     Nothing is asked, and nothing done, for who closes without reading. A read that was interrupted may come again for
-    the same request; the close withdraws it. One request at a time: another before the answer is EBUSY.
+    the same request; the close withdraws it. A poll completes nothing that is cut off: its read says so. One request at
+    a time: another before the answer is EBUSY.
     """
 
     def __init__(self, node: Call, confirm: Confirm, opening: Opening) -> None:
@@ -29,10 +30,10 @@ class HeldHandle(CallHandle):
     def is_ready(self) -> bool:
         if self._closed or self._answer is not None:
             return True
-        return self._use.is_settled if self._use is not None else not self._intake.buffer
+        return self._use.is_settled if self._use is not None else self._intake.is_cut_off or not self._intake.buffer
 
     async def wait_ready(self) -> None:
-        use = None if self._closed else self._wanted()
+        use = None if self.is_ready() else self._wanted()
         if use is not None:
             await use.settled()
 
@@ -44,6 +45,7 @@ class HeldHandle(CallHandle):
         return super()._take(data)
 
     async def _apply(self, doc: bytes, is_json: bool) -> None:
+        self._is_behind_json = is_json
         self._hold(doc)
 
     def _hold(self, doc: bytes) -> None:

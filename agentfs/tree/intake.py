@@ -84,6 +84,11 @@ class Intake:
         self._brackets = Brackets()
         self._decoder = codecs.getincrementaldecoder("utf-8")()
 
+    @property
+    def is_cut_off(self) -> bool:
+        """Whether what is there cannot be a unit yet: JSON without its end, or text within a letter."""
+        return bool(self.is_json) or bool(self._decoder.getstate()[0])
+
     def take(self, data: bytes) -> tuple[int, bool]:
         """Add bytes of *data*: how many were used, and whether they complete a JSON unit.
 

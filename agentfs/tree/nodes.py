@@ -100,11 +100,15 @@ class Leaf:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class File(Leaf):
-    """Reads are a snapshot taken at open; what is written on one handle is exactly one document."""
+    """Reads are a snapshot taken at open; what is written on one handle is exactly one document.
+
+    ``is_text``: that document is never taken for JSON, whatever it begins with.
+    """
 
     kind = Kind.FILE
     read: Read | None = None
     write: Write | None = None
+    is_text: bool = False
 
     @property
     def is_readable(self) -> bool:

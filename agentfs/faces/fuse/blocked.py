@@ -26,11 +26,15 @@ _HEIRS_EVERY = 5  # sweeps: it looks at every process there is
 
 @dataclass(slots=True)
 class Opener:
-    """Who reads an open file, as far as is known: the thread that opened it and its process (looked up once)."""
+    """Who reads an open file, as far as is known: the thread that opened it and its process (looked up once).
+
+    ``is_heir``: the opener is gone, and ``pid`` is one of those who have inherited the descriptor.
+    """
 
     tid: int
     ino: int
     pid: int | None = None
+    is_heir: bool = False
 
     def settle(self) -> None:
         """Note the process while the thread is still there."""
@@ -106,12 +110,12 @@ class Blocked:
                 await trio.lowlevel.checkpoint()
 
     async def _check_heirs(self) -> None:
-        """End reads of processes that have inherited the descriptor from an opener that lives: ``cat <&3``."""
+        """End reads of processes that have inherited the descriptor, from an opener that lives or with others."""
         for heir in await trio.to_thread.run_sync(signals.stuck):
             reads = [read for read in self._reads if read.opener.ino in heir.inodes]
             if not any(read.opener.pid == heir.pid for read in reads):  # else it waits on what it has opened itself
                 for read in reads:
-                    if read.opener.pid in heir.ancestors:
+                    if read.opener.is_heir or read.opener.pid in heir.ancestors:
                         read.scope.cancel()
 
 
@@ -129,6 +133,7 @@ async def _adopt(reads: list[_Read]) -> None:
     for read in reads:
         if read.opener.tid == 0:
             continue
+        read.opener.is_heir = True
         read.opener.pid = await trio.to_thread.run_sync(signals.holder_of, read.opener.ino)
         if read.opener.pid is None:
             read.scope.cancel()

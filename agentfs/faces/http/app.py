@@ -81,8 +81,9 @@ class Face:
     ) -> None:  # fmt: skip
         self._service, self._authenticate, self._limits, self._ready = service, authenticate, limits, ready
         self._note, self._certified = note, certified
-        self._signed = Signed(requests, limits, note) if requests and not certified else None
-        self._hosts = _LOCAL | {host.lower() for host in hosts}
+        named = {host.lower() for host in hosts}
+        self._signed = Signed(requests, limits, note, named - _LOCAL) if requests and not certified else None
+        self._hosts = _LOCAL | {_host(name) if "[" in name or name.count(":") == 1 else name for name in named}
         self._trees: OrderedDict[Principal, FileService] = OrderedDict()
         self._watchers = Watchers(limits.watchers)
 
@@ -203,10 +204,10 @@ def app(
 ) -> Face:  # fmt: skip
     """The HTTP face over *service*: a token selects a principal by *authenticate*, and the tree is attached to it.
 
-    *hosts* are accepted in a Host header beside loopback names; *ready* gives None, or what is missing;
-    *note* is told of requests refused before a tree is asked. With *certified* the client's certificate selects the
-    principal, and a token is one of that principal's or refused, as is a signed request; else *requests* lets in peers
-    who sign theirs.
+    *hosts*, each with or without a port, are accepted in a Host header beside loopback names; *ready* gives None, or
+    what is missing; *note* is told of requests refused before a tree is asked. With *certified* the client's
+    certificate selects the principal, and a token is one of that principal's or refused, as is a signed request; else
+    *requests* lets in peers who sign theirs.
     """
     return Face(service, authenticate, limits, hosts, ready, note, certified, requests)
 

@@ -6,34 +6,30 @@ import errno
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
 
 import trio
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.config import Config
-from hypercorn.trio import serve as hypercorn_serve
+from hypercorn.trio.worker_context import WorkerContext
+from hypercorn.typing import ConnectionState
+from hypercorn.utils import repr_socket_addr
 
 from agentfs.errors import error
 from agentfs.faces.http.app import Face
+from agentfs.faces.http.connection import Connection
 
 GRACE_SECONDS = 10.0
 
 
-class _Settings(Config):
-    """hypercorn's settings with a TLS context made here, where hypercorn would read certificate files once."""
-
-    ssl_handshake_timeout = GRACE_SECONDS
-
-    def __init__(self, tls: ssl.SSLContext | None) -> None:
-        super().__init__()
-        self._tls = tls
-
-    @property
-    def ssl_enabled(self) -> bool:
-        """Whether this face speaks TLS, and nothing else."""
-        return self._tls is not None
-
-    def create_ssl_context(self) -> ssl.SSLContext | None:
-        """The context of every connection."""
-        return self._tls
+def _settings() -> Config:
+    config = Config()
+    config.ssl_handshake_timeout = GRACE_SECONDS
+    config.accesslog = config.errorlog = None
+    config.include_server_header = False
+    config.h11_max_incomplete_size = 64 << 10
+    return config
 
 
 async def serve(
@@ -45,25 +41,23 @@ async def serve(
     Over *tls* only where that is given. Started with the address bound. Raises OSError (EADDRINUSE ...) when it
     cannot bind.
     """
-    config = _Settings(tls)
-    config.bind = [f"fd://{_bind(listen).detach()}"]
-    config.graceful_timeout = GRACE_SECONDS
-    config.accesslog = config.errorlog = None
-    config.include_server_header = False
-    config.h11_max_incomplete_size = 64 << 10
+    listener: trio.abc.Listener[Any] = trio.SocketListener(trio.socket.from_stdlib_socket(bound := _bind(listen)))
+    if tls is not None:
+        listener = trio.SSLListener(listener, tls, https_compatible=True)
+    config = _settings()
+    context, app = WorkerContext(None), ASGIWrapper(face)  # type: ignore[arg-type]  # hypercorn's own typing of ASGI
 
-    async def trigger() -> None:
+    async def talk(stream: Any) -> None:
+        await Connection(app, config, context, ConnectionState({}), stream)
+
+    async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
+        accepting.start_soon(partial(trio.serve_listeners, talk, [listener], handler_nursery=connections))
+        task_status.started(repr_socket_addr(bound.family, bound.getsockname()))
         await shutdown()
         await face.close()
-
-    async with trio.open_nursery() as nursery:
-        binds = await nursery.start(
-            lambda task_status: hypercorn_serve(
-                face,  # type: ignore[arg-type]  # hypercorn's own typing of ASGI
-                config, shutdown_trigger=trigger, mode="asgi", task_status=task_status,
-            )
-        )  # fmt: skip
-        task_status.started(binds[0].partition("://")[2])
+        await context.terminated.set()
+        accepting.cancel_scope.cancel()
+        connections.cancel_scope.deadline = trio.current_time() + GRACE_SECONDS
 
 
 def _bind(listen: str) -> socket.socket:

@@ -5,6 +5,7 @@ It must not run in a process that is to hold no key, and keeps no passphrase.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -33,7 +34,8 @@ def opened(source: Source) -> Keeper:
         if not source.may_make:
             raise error(errno.ENOENT, source.file, "keys: there is no sealed file")
         key = _opener(source, is_new=True)
-        sealed.seal(path, seed.seed_of(seed.fresh_words(256)), key)
+        with contextlib.suppress(FileExistsError):  # made elsewhere meanwhile
+            sealed.seal(path, seed.seed_of(seed.fresh_words(256)), key, is_new=True)
     else:
         key = _opener(source, is_new=False)
     return Keeper(sealed.unseal(path, key))
@@ -43,10 +45,14 @@ def create(source: Source, words: str) -> None:
     """Seal the seed of *words*. EEXIST when there is a sealed file: keys are never replaced by accident. EINVAL."""
     if source.kind == "memory":
         raise error(errno.EINVAL, "keys", "memory: such keys are new at each start")
+    there = error(errno.EEXIST, source.file, "it holds the keys of every agent; move it away first")
     if Path(source.file).exists():
-        raise error(errno.EEXIST, source.file, "it holds the keys of every agent; move it away first")
+        raise there
     root = seed.seed_of(seed.check_words(words))
-    sealed.seal(Path(source.file), root, _opener(source, is_new=True))
+    try:
+        sealed.seal(Path(source.file), root, _opener(source, is_new=True), is_new=True)
+    except FileExistsError as exc:
+        raise there from exc
 
 
 def _opener(source: Source, *, is_new: bool) -> Secret | KeyFile:

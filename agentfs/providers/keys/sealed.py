@@ -61,13 +61,13 @@ class _Header(msgspec.Struct, forbid_unknown_fields=True):
     nonce: bytes
 
 
-def seal(path: Path, data: bytes, opener: Secret | KeyFile, *, n: int = WORK) -> None:
+def seal(path: Path, data: bytes, opener: Secret | KeyFile, *, n: int = WORK, is_new: bool = False) -> None:
     """Put *data* at *path*, of mode 0600, so that only *opener* (a passphrase, or a key file) gets it back.
 
     The old file stays whole until the new one is on disk; who is killed in between leaves at most a ``.draft`` beside
     it, sealed too. *n* is scrypt's cost, a power of two from 2 to 2**18, and counts for a passphrase only. EINVAL for
     another *n*, an empty passphrase or a key file that is not 32 bytes; EFBIG beyond 1 MiB; EACCES for a key file that
-    others can read.
+    others can read. With *is_new* a file that is there by then is left as it is: EEXIST.
     """
     salt, nonce = os.urandom(SALT), os.urandom(NONCE)
     if isinstance(opener, KeyFile):
@@ -81,7 +81,7 @@ def seal(path: Path, data: bytes, opener: Secret | KeyFile, *, n: int = WORK) ->
     whole = line + ChaCha20Poly1305(_key(header, opener)).encrypt(nonce, data, line)
     if len(whole) > LARGEST:
         raise error(errno.EFBIG, str(path), f"sealed file: at most {LARGEST} bytes")
-    _replace(path, whole)
+    _place(path, whole, is_new=is_new)
 
 
 def unseal(path: Path, opener: Secret | KeyFile) -> bytes:
@@ -154,12 +154,16 @@ def _private(path: Path) -> bytes:
     return held
 
 
-def _replace(path: Path, whole: bytes) -> None:
-    """Make *whole* the content of *path*, at once and for good."""
+def _place(path: Path, whole: bytes, *, is_new: bool) -> None:
+    """Make *whole* the content of *path*, at once and for good; where it *is_new*, only if there is none. EEXIST."""
     draft = path.with_name(f".{path.name}.{secrets.token_hex(8)}.draft")
     try:
         _write(draft, whole)
-        draft.rename(path)
+        if is_new:
+            path.hardlink_to(draft)
+            draft.unlink()
+        else:
+            draft.rename(path)
     except BaseException:
         draft.unlink(missing_ok=True)
         raise
