@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import errno
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
@@ -145,6 +147,13 @@ def rotate(session: Session, name: Name) -> None:
     session.out.done(session.client.call(f"agents/{agent_id(name)}/identity/ctl", b"rotate\n"))
 
 
+def recover(session: Session) -> None:
+    """Make the seed of all keys again from its words on standard input: `agentfs keys recover`, on this machine."""
+    state = [f"--state={session.options.state}"] if session.options.state else []
+    done = subprocess.run([sys.executable, "-m", "agentfs.cli", "keys", "recover", *state], check=False)
+    raise typer.Exit(done.returncode)
+
+
 def identities(session: Session) -> None:
     """List the public keys of all agents."""
     names = [entry.name for entry in session.client.ls("agents") if entry.is_dir]
@@ -181,4 +190,4 @@ TOKEN_COMMANDS: dict[str, Callable[..., None]] = {
     "revoke": revoke,
 }
 APPROVAL_COMMANDS: dict[str, Callable[..., None]] = {"list": list_approvals, "allow": allow, "deny": deny}
-IDENTITY_COMMANDS: dict[str, Callable[..., None]] = {"show": identity, "rotate": rotate}
+IDENTITY_COMMANDS: dict[str, Callable[..., None]] = {"show": identity, "rotate": rotate, "recover": recover}

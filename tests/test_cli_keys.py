@@ -30,8 +30,10 @@ def test_words_bring_the_keys_back(tmp_path: Path) -> None:
             words = machine.run("keys", "new").strip()
             assert len(words.split()) == 24 and "EEXIST" in machine.run("keys", "new", code=1)
         else:
-            child = machine.spawn_with(words, "keys", "recover")
-            assert child.returncode == 0, child
+            command = [sys.executable, "-m", "agentctl", "identity", "recover"]
+            for code in (0, 1):  # keys that are there are never replaced
+                child = subprocess.run(command, env=machine.env, input=words, text=True, timeout=60, check=False)
+                assert child.returncode == code
         machine.run("mount", "--agent", "demo")
         try:
             agentctl(machine, "identity", "rotate", "demo")
