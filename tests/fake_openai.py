@@ -43,6 +43,7 @@ class FakeOpenAI:
         self.script: deque[Said] = deque()
         self.keys: list[str] = []
         self.go = trio.Event()
+        self.token: trio.lowlevel.TrioToken | None = None
         self.gone = 0
         self.url = ""
         self._busy: Counter[str] = Counter()
@@ -56,6 +57,11 @@ class FakeOpenAI:
             Route("/v1/images/generations", self._draw, methods=["POST"]),
         ]
         self.app = Starlette(routes=routes)
+
+    def release(self) -> None:
+        """Set `go`, from another thread."""
+        assert self.token is not None
+        self.token.run_sync_soon(self.go.set)
 
     def of(self, model: str) -> list[dict[str, Any]]:
         """The requests for one model."""
@@ -169,6 +175,7 @@ def in_thread() -> Iterator[FakeOpenAI]:
     async def main() -> None:
         tokens.append(trio.lowlevel.current_trio_token())
         async with serving() as fake:
+            fake.token = tokens[0]
             found.append(fake)
             ready.set()
             await over.wait()
