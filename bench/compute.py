@@ -1,4 +1,4 @@
-"""Streams of a model: tokens a second and the first token's way, through /compute and by the bare client beside it.
+"""Models: tokens a second, the first token's way, and short jobs a second, through /compute and by the bare client.
 
 python bench/compute.py [TOKENS_A_SECOND]
 
@@ -8,6 +8,7 @@ as it can). Both sides use the same client code, alternating.
 
 from __future__ import annotations
 
+import re
 import statistics
 import subprocess
 import sys
@@ -28,11 +29,26 @@ from agentfs.views import Below
 from conformance.drivers import STORES, in_process
 
 STREAMS = 32
+JOBS = 256
 TOKENS = 200
 ROUNDS = 3
 MESSAGES = [{"role": "user", "content": "go on"}]
 HEAD = b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n"
+SHORT = b'{"choices":[{"message":{"role":"assistant","content":"yes"},"finish_reason":"stop"}]}'
+WHOLE = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n%b" % (len(SHORT), SHORT)
 LIST = b'{"data":[{"id":"m"}]}'
+
+
+async def _received(stream: trio.SocketStream) -> bytes:
+    """One request with its body."""
+    held = bytearray()
+    while piece := await stream.receive_some(65_536):
+        held += piece
+        head, end, body = held.partition(b"\r\n\r\n")
+        found = re.search(rb"(?i)content-length: (\d+)", head)
+        if end and len(body) >= int(found[1] if found else 0):
+            break
+    return bytes(held)
 
 
 async def serve(rate: float) -> None:
@@ -40,10 +56,13 @@ async def serve(rate: float) -> None:
 
     async def answer(stream: trio.SocketStream) -> None:
         try:
-            request = await stream.receive_some(65_536)
+            request = await _received(stream)
             if request.startswith(b"GET"):
                 head = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(LIST)
                 await stream.send_all(head + LIST)
+                return
+            if b'"stream":true' not in request:
+                await stream.send_all(WHOLE)
                 return
             await stream.send_all(HEAD)
             begun = trio.current_time()
@@ -72,6 +91,29 @@ async def serve(rate: float) -> None:
 Stream = Callable[[], Awaitable[float]]
 
 
+def bare_job(provider: OpenAI) -> Stream:
+    """One short answer by the client alone."""
+
+    async def job() -> float:
+        async with aclosing(provider.run(Task("m", "chat", {"messages": MESSAGES}, False))) as parts:
+            async for _ in parts:
+                pass
+        return 0.0
+
+    return job
+
+
+def job_through(agent: FileService) -> Stream:
+    """One short answer as an agent asks for it, and follows the job until it has ended."""
+    stream = through(agent, is_stream=False)
+
+    async def job() -> float:
+        await stream()
+        return 0.0
+
+    return job
+
+
 def bare(provider: OpenAI) -> Stream:
     """One stream by the client alone; ms from the server's sending of the first token to its being here."""
 
@@ -86,23 +128,37 @@ def bare(provider: OpenAI) -> Stream:
     return stream
 
 
-def through(agent: FileService) -> Stream:
+def through(agent: FileService, *, is_stream: bool = True) -> Stream:
     """One stream as an agent asks for it and follows it."""
 
     async def stream() -> float:
-        request = {"model": "m", "stream": True, "input": {"messages": MESSAGES}}
+        request = {"model": "m", "stream": is_stream, "input": {"messages": MESSAGES}}
         async with await agent.open(Path("compute/new"), Mode.READ | Mode.WRITE) as handle:
             await handle.write(msgspec.json.encode(request), 0)
             made = msgspec.json.decode(await handle.read(1 << 16, 0))
         first = 0.0
         async with await agent.open(Path(f"{made['stream_path']}@follow"), Mode.READ) as follow:
             while lines := await follow.read(1 << 16, 0):
-                if not first:
+                if is_stream and not first:
                     chunk = msgspec.json.decode(lines.split(b"\n", 1)[0])
                     first = (time.perf_counter() - float(chunk["delta"])) * 1e3
         return first
 
     return stream
+
+
+async def jobs_per_s(job: Stream) -> float:
+    """Short answers a second, `STREAMS` callers at a time."""
+
+    async def caller() -> None:
+        for _ in range(JOBS // STREAMS):
+            await job()
+
+    begun = time.perf_counter()
+    async with trio.open_nursery() as nursery:
+        for _ in range(STREAMS):
+            nursery.start_soon(caller)
+    return JOBS / (time.perf_counter() - begun)
 
 
 async def measure(stream: Stream) -> tuple[float, float]:
@@ -128,21 +184,23 @@ async def main(rate: float) -> None:
     ):
         assert server.stdout is not None and server.stdin is not None
         provider = OpenAI(f"http://127.0.0.1:{int(server.stdout.readline())}", is_local=True)
-        took: dict[str, list[tuple[float, float]]] = {"client": []}
+        took: dict[str, list[tuple[float, float, float]]] = {"client": []}
         for _ in range(ROUNDS):
-            took["client"].append(await measure(bare(provider)))
+            took["client"].append((*await measure(bare(provider)), await jobs_per_s(bare_job(provider))))
             for store in STORES:
                 folder = FsPath(tempfile.mkdtemp(dir=top))
                 async with in_process(store, folder, {"local": (provider, "")}) as driver:
                     await driver.agent("bench")
                     own = Below(driver.tree, Path("views/bench"))
-                    took.setdefault(store, []).append(await measure(through(own)))
+                    figures = (*await measure(through(own)), await jobs_per_s(job_through(own)))
+                    took.setdefault(store, []).append(figures)
         await provider.aclose()
         server.stdin.close()
     found: dict[str, float] = {}
     for name, pairs in took.items():
         found[f"{name}_tokens_per_s"] = round(statistics.median(pair[0] for pair in pairs))
         found[f"{name}_first_token_ms"] = round(statistics.median(pair[1] for pair in pairs), 2)
+        found[f"{name}_jobs_per_s"] = round(statistics.median(pair[2] for pair in pairs))
     for name in STORES:
         found[f"{name}_ratio"] = round(found[f"{name}_tokens_per_s"] / found["client_tokens_per_s"], 3)
     sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
