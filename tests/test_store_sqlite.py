@@ -50,7 +50,10 @@ async def refusal(path: Path, **more: object) -> OSError:
 
 async def test_full_store_refuses_and_recovers(tmp_path: Path) -> None:
     model, full, log = Model(), 0, Append("a", "l", b"{}", chain=True)
-    store = await reopened(tmp_path / "store.db", max_bytes=670_000)
+    empty = await reopened(tmp_path / "empty.db")
+    used, _ = await empty.usage()
+    await empty.aclose()
+    store = await reopened(tmp_path / "store.db", max_bytes=used + 450_000)
     for at in range(60):
         unit = Unit((Insert(letter(f"{at}")), log, Put(value(f"{at}", data=bytes(20_000))), log))
         try:
