@@ -208,6 +208,10 @@ async def test_the_policy_is_the_operators(driver: Driver, fake: FakeOpenAI) -> 
         ({"kind": "embeddings", "input": {"texts": []}}, "texts"), (chat("x", timeout_ms=0), "timeout_ms"),
         (chat("x", max_cost_usd=-1), "max_cost_usd"), ({**chat("x"), "secret": 1}, "secret"),
         ({"kind": "embeddings", "input": {"text": "a"}, "stream": True}, "stream"),
+        *(
+            ({"input": {**chat("x")["input"], name: value}}, f"input.{name}")
+            for name, value in (("model", "dear"), ("models", ["dear"]), ("stream", True), ("n", 9), ("best_of", 2))
+        ),
     ],
 )  # fmt: skip
 async def test_bad_requests_name_the_field(

@@ -42,6 +42,13 @@ async def reopened(path: Path, **more: object) -> SqliteStore:
     return await SqliteStore.open(path, Clock(), **more)  # type: ignore[arg-type]
 
 
+async def size_of_empty(folder: Path) -> int:
+    store = await reopened(folder / "empty.db")
+    used, _ = await store.usage()
+    await store.aclose()
+    return used
+
+
 async def refusal(path: Path, **more: object) -> OSError:
     with pytest.raises(OSError) as caught:
         await reopened(path, **more)
@@ -50,10 +57,7 @@ async def refusal(path: Path, **more: object) -> OSError:
 
 async def test_full_store_refuses_and_recovers(tmp_path: Path) -> None:
     model, full, log = Model(), 0, Append("a", "l", b"{}", chain=True)
-    empty = await reopened(tmp_path / "empty.db")
-    used, _ = await empty.usage()
-    await empty.aclose()
-    store = await reopened(tmp_path / "store.db", max_bytes=used + 450_000)
+    store = await reopened(tmp_path / "store.db", max_bytes=await size_of_empty(tmp_path) + 450_000)
     for at in range(60):
         unit = Unit((Insert(letter(f"{at}")), log, Put(value(f"{at}", data=bytes(20_000))), log))
         try:

@@ -73,9 +73,20 @@ def parse(doc: bytes) -> Request:
         raise _wrong("kind", f"want one of {' '.join(KINDS)}, or {CUSTOM}NAME")
     if request.stream and request.kind not in ("chat", "complete", "image_analyze"):
         raise _wrong("stream", f"{request.kind} has no stream")
+    _decided(request.input)
     for check in _CHECKS.get(request.kind, ()):
         check(request.input)
     return request
+
+
+def _decided(given: Mapping[str, Any]) -> None:
+    """What a server would take from the input, and the runtime has to decide: which model is asked, and how often."""
+    for name in ("model", "models", "stream", "stream_options"):
+        if name in given:
+            raise _wrong(f"input.{name}", "belongs beside the input, if anywhere")
+    for name in ("n", "best_of"):
+        if given.get(name, 1) != 1:
+            raise _wrong(f"input.{name}", "one answer a request")
 
 
 def _is_custom(kind: str) -> bool:

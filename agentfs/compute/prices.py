@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import msgspec
 
-from agentfs.compute.documents import Request, Usage
+from agentfs.compute.documents import CUSTOM, Request, Usage, family
 from agentfs.errors import error
 
 TOKENS_MAX: Final = 4096
@@ -35,9 +35,16 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
         return self.request_usd + -(-tokens // 1000)
 
     @property
-    def is_free(self) -> bool:
-        """Whether nothing costs anything."""
-        return not (self.input_usd or self.output_usd or self.request_usd)
+    def counts_tokens(self) -> bool:
+        """Whether a cost depends on what was used."""
+        return bool(self.input_usd or self.output_usd)
+
+    def least(self, request: Request) -> int:
+        """What *request* costs at the very least: its input, as it is likely counted, and one token that comes out."""
+        if family(request.kind) in UNCOUNTED:
+            return self.request_usd
+        tokens = input_tokens(request) // BYTES_A_TOKEN
+        return self.cost(Usage(input_tokens=tokens, output_tokens=0 if request.kind == "embeddings" else 1))
 
     def output_tokens(self, max_cost_usd: int, input_tokens: int) -> int | None:
         """How many tokens may come out within *max_cost_usd*; None when they cost nothing."""
@@ -48,6 +55,8 @@ class Price(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 FREE: Final = Price()
+UNCOUNTED: Final = frozenset({"image_generate", "transcribe", "speak", CUSTOM})
+"""Kinds whose cost tokens do not tell beforehand: only a price for each request does."""
 
 
 class Prices(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

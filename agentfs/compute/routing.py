@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from agentfs.compute.documents import Request
+from agentfs.compute.documents import Request, family
 from agentfs.compute.policy import Policy
-from agentfs.compute.prices import Price, estimate
+from agentfs.compute.prices import UNCOUNTED, Price, estimate
 
 _WEIGHT = 0.3  # of the newest measurement
 _UNKNOWN_MS = 1_000.0  # latency taken for what was never measured
@@ -54,8 +54,7 @@ class Offer:
 def candidates(offers: Sequence[Offer], request: Request, policy: Policy, provider: str, model: str) -> list[Offer]:
     """The offers for *model* (""; any) at *provider* ("": any) that the policy allows, the preferred first.
 
-    An offer is left out when even its cheapest answer is over the request's maximum: when nothing would be left to
-    come out.
+    An offer is left out when what is reserved would not pay for it: see `is_covered`.
     """
     fitting = [
         offer
@@ -63,16 +62,28 @@ def candidates(offers: Sequence[Offer], request: Request, policy: Policy, provid
         if provider in ("", offer.provider)
         and model in ("", offer.model)
         and policy.allows(offer.provider, offer.model)
-        and _is_affordable(offer, request)
+        and is_covered(offer, request, policy)
     ]
     return sorted(fitting, key=lambda offer: _rank(offer, request, policy))
 
 
-def _is_affordable(offer: Offer, request: Request) -> bool:
-    if request.max_cost_usd is None or offer.price is None:
-        return True
-    least = offer.price.output_tokens(request.max_cost_usd, 0)
-    return least is None or least > 0
+def is_priced(offer: Offer, request: Request) -> bool:
+    """Whether it is known what *request* comes to at *offer*."""
+    price = offer.price
+    if price is None:
+        return False
+    return bool(price.request_usd) or not price.counts_tokens or family(request.kind) not in UNCOUNTED
+
+
+def is_covered(offer: Offer, request: Request, policy: Policy) -> bool:
+    """Whether the reservation pays at least for the cheapest answer: a caller may promise less than is taken.
+
+    Where no price is known nothing can be promised, but for who brings a key and pays there.
+    """
+    if offer.price is None or not is_priced(offer, request):
+        return bool(request.api_key)
+    most = policy.default_max_cost_usd if request.max_cost_usd is None else request.max_cost_usd
+    return most is None or offer.price.least(request) <= most
 
 
 def _rank(offer: Offer, request: Request, policy: Policy) -> tuple[float, float, str, str]:

@@ -19,7 +19,7 @@ from agentfs.compute.documents import Request, family, split_model
 from agentfs.compute.policy import Policy
 from agentfs.compute.port import ComputeProvider
 from agentfs.compute.prices import FREE, Price, Prices
-from agentfs.compute.routing import Measured, Offer, candidates
+from agentfs.compute.routing import Measured, Offer, candidates, is_priced
 from agentfs.engine.core import Core
 from agentfs.engine.secrets import Secrets
 from agentfs.errors import detail_of, error
@@ -158,8 +158,12 @@ class Models:
         allowed = [o for o in able if policy.allows(o.provider, o.model)]
         if not allowed:
             return error(errno.EACCES, detail=f"model: the policy does not allow {shown}")
+        if not any(is_priced(o, request) for o in allowed) and not request.api_key:
+            return error(
+                errno.EACCES, detail=f"model: {shown} has no price for {request.kind} in runtime/compute/prices"
+            )
         if not candidates(allowed, request, policy, name, model):
-            return error(errno.EDQUOT, detail=f"max_cost_usd: {request.max_cost_usd} pays for no token of {shown}")
+            return error(errno.EDQUOT, detail=f"max_cost_usd: it does not pay for the cheapest answer of {shown}")
         return error(errno.ENOTCONN, detail=f"model: every provider of {shown} failed lately; try again later")
 
     # -- what came of it -------------------------------------------------------------------------------------------

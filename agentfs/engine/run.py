@@ -265,7 +265,9 @@ class Run:
     def _complete(self, offer: Offer, *, is_open: bool) -> Ending:
         """*is_open*: one that was asked before may have cost something too, so all of the reservation is spent."""
         answer = self._answer
-        is_known = offer.price is not None and (answer.usage is not None or offer.price.is_free) and not is_open
+        is_known = (
+            offer.price is not None and (answer.usage is not None or not offer.price.counts_tokens) and not is_open
+        )
         usage = answer.usage or Usage()
         cost = offer.price.cost(usage) if is_known and offer.price is not None else None
         return Ending(

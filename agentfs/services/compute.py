@@ -3,7 +3,8 @@
 ``compute/new`` (C) takes a ComputeRequest {"input", "model"?, "kind"?, "stream"?, "timeout_ms"?, "idempotency_key"?,
 "max_cost_usd"?, "api_key"?} and answers {job_id, status, status_path, stream_path, result_path} at once. Kinds: chat
 {messages...} complete {prompt} embeddings {text | texts} image_generate {prompt} image_analyze {prompt, image}
-transcribe {audio} speak {text} custom:NAME; what else is in ``input`` goes to the model's server as it is. ``model`` is
+transcribe {audio} speak {text} custom:NAME; what else is in ``input`` goes to the model's server as it is, but for what
+the runtime decides (model, stream, n). A model that is not here needs a price, or the caller's own key. ``model`` is
 MODEL or PROVIDER/MODEL, "" for any. The same idempotency_key is the same job; with another request it is EEXIST. Past
 a budget: EDQUOT; over the approval threshold: EPERM; a model that nobody has: ENOENT, that the policy forbids: EACCES.
 ``compute/jobs/<job>/status`` (R) pending | running | streaming | complete | failed | cancelled, times, provider, model.

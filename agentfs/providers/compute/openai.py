@@ -103,7 +103,7 @@ def bearer(key: str) -> Mapping[str, str]:
 
 def _request(task: Task) -> tuple[str, dict[str, Any]]:
     """Path and document of *task*."""
-    given = {"model": task.model, **task.input}
+    given = {**task.input, "model": task.model}
     stream: dict[str, Any] = {"stream": True, "stream_options": {"include_usage": True}} if task.is_stream else {}
     match task.kind:
         case "chat":
@@ -129,10 +129,10 @@ def limited(given: Mapping[str, Any], task: Task) -> dict[str, Any]:
     """*given* so that no more comes out than is paid for."""
     if task.max_tokens is None:
         return dict(given)
-    name = "max_completion_tokens" if "max_completion_tokens" in given else "max_tokens"
-    asked = given.get(name)
-    most = min(asked, task.max_tokens) if isinstance(asked, int) else task.max_tokens
-    return {**given, name: most}
+    names = [name for name in ("max_completion_tokens", "max_tokens") if name in given] or ["max_tokens"]
+    asked = [given[name] for name in names if isinstance(given.get(name), int)]
+    most = min([*asked, task.max_tokens])
+    return {**given, **dict.fromkeys(names, most)}
 
 
 def _looking(given: Mapping[str, Any]) -> dict[str, Any]:
