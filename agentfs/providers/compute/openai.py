@@ -28,24 +28,11 @@ _DONE: Final = b"[DONE]"
 class OpenAI:
     """Implements `agentfs.compute.port.ComputeProvider`; *url* is the API's root, mostly one that ends in ``/v1``."""
 
+    kinds = KINDS
+
     def __init__(self, url: str, *, is_local: bool = False, needs_key: bool = False) -> None:
         self._wire = Wire(url)
-        self._is_local, self._needs_key = is_local, needs_key
-
-    @property
-    def kinds(self) -> frozenset[str]:
-        """See `ComputeProvider.kinds`."""
-        return KINDS
-
-    @property
-    def is_local(self) -> bool:
-        """See `ComputeProvider.is_local`."""
-        return self._is_local
-
-    @property
-    def needs_key(self) -> bool:
-        """See `ComputeProvider.needs_key`."""
-        return self._needs_key
+        self.is_local, self.needs_key = is_local, needs_key
 
     async def models(self, key: str) -> Sequence[str]:
         """See `ComputeProvider.models`."""

@@ -33,23 +33,11 @@ class WorkersAI:
     *url* is the account's root: ``https://api.cloudflare.com/client/v4/accounts/ACCOUNT``.
     """
 
+    kinds = KINDS
+    needs_key = True
+
     def __init__(self, url: str, *, is_local: bool = False) -> None:
-        self._wire, self._is_local = Wire(url), is_local
-
-    @property
-    def kinds(self) -> frozenset[str]:
-        """See `ComputeProvider.kinds`."""
-        return KINDS
-
-    @property
-    def is_local(self) -> bool:
-        """See `ComputeProvider.is_local`."""
-        return self._is_local
-
-    @property
-    def needs_key(self) -> bool:
-        """See `ComputeProvider.needs_key`."""
-        return True
+        self._wire, self.is_local = Wire(url), is_local
 
     async def models(self, key: str) -> Sequence[str]:
         """See `ComputeProvider.models`."""
