@@ -1,21 +1,44 @@
-"""What the tests of `llm` programs share: an agent made of a prompt over the fake server, and its answers."""
+"""What the tests of models share: a runtime over the fake server, an agent made of a prompt, and its answers."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path as FsPath
 from typing import Any
 
 import msgspec
 import trio
 from faces import load, put, whole
+from fake_openai import FakeOpenAI
 
+from agentfs.providers.compute.openai import OpenAI
 from agentfs.service import FileService
 from agentfs.types import Mode, Path
 from agentfs.views import Below
-from conformance.drivers import Driver
+from conformance.drivers import Driver, Runtime, in_process
 
 PRICES = {"models": {"*": {"input_usd": 1000, "output_usd": 2000}}}
+
+
+@asynccontextmanager
+async def computing(way: str, folder: FsPath, fake: FakeOpenAI) -> AsyncIterator[Driver]:
+    """The way *way* (DRIVER-STORE) to a runtime that has *fake* as its provider ``local``, with a price table."""
+    name, _, store = way.rpartition("-")
+    async with AsyncExitStack() as stack:
+        if name == "in-process":
+            provider = OpenAI(fake.url, is_local=True)
+            stack.push_async_callback(provider.aclose)
+            driver = await stack.enter_async_context(in_process(store, folder, {"local": (provider, "")}))
+        else:
+            places = json.dumps({"local": {"kind": "openai", "url": fake.url}})
+            runtime = Runtime(store, folder, fuse=name == "fuse", settings=[f"providers={places}"])
+            await trio.to_thread.run_sync(runtime.start)
+            stack.callback(runtime.stop)
+            driver = await stack.enter_async_context(runtime.fuse() if name == "fuse" else runtime.http())
+        await put(driver.tree, json.dumps(PRICES).encode(), "runtime/compute/prices")
+        yield driver
 
 
 async def made(driver: Driver, name: str = "helper", /, **program: Any) -> FileService:

@@ -6,7 +6,6 @@ import base64
 import errno
 import json
 from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack
 from pathlib import Path as FsPath
 from typing import Any
 
@@ -16,16 +15,16 @@ import trio
 from engines import fails
 from faces import call, load, put, whole
 from fake_openai import FakeOpenAI, serving
+from llms import computing
 
 from agentfs.providers.compute.openai import OpenAI
 from agentfs.service import FileService
 from agentfs.types import Mode, Path, Want
 from agentfs.views import Below
-from conformance.drivers import DRIVERS, STORES, Driver, Runtime, in_process
+from conformance.drivers import DRIVERS, STORES, Driver, in_process
 
 # httpx leaves the generators of a stream that was cancelled half-way to the collector
 pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-PRICES = {"models": {"*": {"input_usd": 1000, "output_usd": 2000}}}
 
 
 @pytest.fixture
@@ -36,19 +35,7 @@ async def fake() -> AsyncIterator[FakeOpenAI]:
 
 @pytest.fixture(params=[f"{driver}-{store}" for driver in DRIVERS for store in STORES])
 async def driver(request: pytest.FixtureRequest, tmp_path: FsPath, fake: FakeOpenAI) -> AsyncIterator[Driver]:
-    name, _, store = request.param.rpartition("-")
-    async with AsyncExitStack() as stack:
-        if name == "in-process":
-            provider = OpenAI(fake.url, is_local=True)
-            stack.push_async_callback(provider.aclose)
-            driver = await stack.enter_async_context(in_process(store, tmp_path, {"local": (provider, "")}))
-        else:
-            places = json.dumps({"local": {"kind": "openai", "url": fake.url}})
-            runtime = Runtime(store, tmp_path, fuse=name == "fuse", settings=[f"providers={places}"])
-            await trio.to_thread.run_sync(runtime.start)
-            stack.callback(runtime.stop)
-            driver = await stack.enter_async_context(runtime.fuse() if name == "fuse" else runtime.http())
-        await put(driver.tree, json.dumps(PRICES).encode(), "runtime/compute/prices")
+    async with computing(request.param, tmp_path, fake) as driver:
         yield driver
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import fake_openai
 import pytest
 from fake_openai import FakeOpenAI
+from llms import PRICES
 from machine import Machine
-from test_compute import PRICES
 
 CHAT = {"model": "echo", "input": {"messages": [{"role": "user", "content": "one two three"}]}}
 

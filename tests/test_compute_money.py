@@ -13,7 +13,8 @@ import trio
 from engines import fails
 from faces import call, load, put, whole
 from fake_openai import FakeOpenAI, serving
-from test_compute import PRICES, chat, ended, pair
+from llms import PRICES
+from test_compute import chat, ended, pair
 
 from agentfs.providers.compute.openai import OpenAI
 from agentfs.service import FileService
