@@ -73,6 +73,10 @@ class Log(ABC):
     async def lines(self, generation: int, *, seq: int = 0, offset: int = 0, limit: int = 256) -> Sequence[Line]:
         """Records of *generation* numbered >= *seq* that end behind *offset*, in order; empty if it is gone."""
 
+    def recent(self, seq: int) -> Sequence[tuple[int, Record]] | None:
+        """Every record numbered >= *seq*, when they are at hand; None: only `heads` and `lines` know."""
+        return None
+
     async def read(self, generation: int, size: int, offset: int) -> bytes:
         """Up to *size* bytes of one generation at *offset*; bytes never change."""
         out = bytearray()
@@ -212,6 +216,11 @@ class Follow:
             await self.fill()
 
     async def _fetch(self) -> None:
+        if (recent := self._log.recent(self._seq)) is not None:
+            self._ready.extend(record for _, record in recent)
+            if recent:
+                self._seq, self._cursor = recent[-1][0] + 1, self._ready[-1].cursor
+            return
         heads = await self._log.heads()
         for head in heads:
             if head.next <= max(self._seq, head.first):

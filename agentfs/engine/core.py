@@ -10,9 +10,9 @@ import msgspec
 
 from agentfs.engine.logs import Logs
 from agentfs.limits import Limits
-from agentfs.ports import Change, Clock, Committed, Store, Unit
+from agentfs.ports import Append, Change, Clock, Committed, Store, Unit
 from agentfs.record import RingLog
-from agentfs.types import new_id, rfc3339
+from agentfs.types import Record, new_id, rfc3339
 
 _VERSIONS_HELD = 65_536
 
@@ -56,9 +56,13 @@ class Core:
                 done = await self.store.commit(Unit(changes))
             finally:
                 self.in_flight -= 1
+        appends = (change for change in changes if isinstance(change, Append))
+        appended: dict[tuple[str, str], list[Record]] = {}
+        for change, record in zip(appends, done.records, strict=True):
+            appended.setdefault((change.agent, change.log), []).append(record)
         for agent, facet in done.facets:
             self.versions.bump(agent, facet)
-            self.logs.touch(agent, facet)
+            self.logs.touch(agent, facet, appended.get((agent, facet), ()))
         return done
 
     def trace(self, agent: str, kind: str, /, **fields: object) -> None:

@@ -24,6 +24,7 @@ from agentfs.engine.models import Models
 from agentfs.engine.money import COMPUTE, Money
 from agentfs.engine.purse import Account
 from agentfs.engine.run import Ending, Run
+from agentfs.engine.scribe import Scribe
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.fault import point
@@ -63,6 +64,7 @@ class Jobs:
         self._core, self._timers, self._money, self.models = core, timers, money, models
         self._runs: dict[tuple[str, str], Run] = {}
         self._group: TaskGroup | None = None
+        self._scribe: Scribe | None = None
         self._slots = anyio.Semaphore(core.limits.jobs_running)
 
     async def submit(self, order: Order) -> tuple[JobRow, bool]:
@@ -114,7 +116,7 @@ class Jobs:
 
     async def restore(self, group: TaskGroup) -> None:
         """Take up what a process that died left: what was never sent is sent, the rest counts as failed and spent."""
-        self._group = group
+        self._group, self._scribe = group, Scribe(self._core, group)
         for agent in await self._core.store.agents(JobRow):
             for row in await self._core.store.scan(JobRow, agent):
                 if row.state == PENDING and row.has_key:
@@ -127,11 +129,11 @@ class Jobs:
                     self._watch(row.expires_ns)
 
     def _start(self, row: JobRow, request: Request) -> None:
-        key, group = (row.agent, row.id), self._group
-        if group is None:
+        key, group, scribe = (row.agent, row.id), self._group, self._scribe
+        if group is None or scribe is None:
             raise error(errno.ENOTCONN, detail="the runtime is starting")
         self._money.journal.live.add(key)
-        run = self._runs[key] = Run(self._core, self._timers, self.models, row, request)
+        run = self._runs[key] = Run(self._core, self._timers, self.models, scribe, row, request)
         group.start_soon(self._see_through, run)
 
     async def _see_through(self, run: Run) -> None:

@@ -6,22 +6,55 @@ Reading and waking only; appending to a durable log is a change in a commit.
 from __future__ import annotations
 
 import weakref
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Sequence
 
 from agentfs.limits import Limits
 from agentfs.ports import Clock, Line, LogHead, Store
 from agentfs.record import Log, RingLog
+from agentfs.types import Record
 
 _RINGS_HELD = 256
+_TAIL_BYTES = 65_536
 
 
 class StoreLog(Log):
-    """A log in the store; `Logs.touch` wakes its followers after each commit that appended."""
+    """A log in the store; `Logs.touch` wakes its followers after each commit that appended.
+
+    What was appended last is kept at hand while anybody follows: who is near the end asks no store.
+    """
 
     def __init__(self, store: Store, agent: str, name: str) -> None:
         super().__init__()
         self._store, self._agent, self._name = store, agent, name
+        self._tail: deque[tuple[int, Record]] = deque()
+        self._held, self._epoch = 0, ""
+
+    def appended(self, records: Sequence[Record]) -> None:
+        """*records* were committed (none: something else became of the log). Answers of commits come in any order."""
+        if not records:
+            self._forget()
+        for record in records:
+            epoch, _, number = record.cursor.rpartition("-")
+            seq = int(number)
+            if self._tail and (epoch != self._epoch or seq > self._tail[-1][0] + 1):
+                self._forget()
+            if self._tail and seq <= self._tail[-1][0]:
+                continue
+            self._tail.append((seq, record))
+            self._epoch, self._held = epoch, self._held + len(record.line)
+        while self._held > _TAIL_BYTES:
+            self._held -= len(self._tail.popleft()[1].line)
+        self.pulse.fire()
+
+    def _forget(self) -> None:
+        self._tail.clear()
+        self._held = 0
+
+    def recent(self, seq: int) -> Sequence[tuple[int, Record]] | None:
+        if not self._tail or not self._tail[0][0] <= max(seq, 1) <= self._tail[-1][0] + 1:
+            return None
+        return [held for held in self._tail if held[0] >= seq]
 
     async def heads(self) -> Sequence[LogHead]:
         return await self._store.log(self._agent, self._name)
@@ -70,7 +103,7 @@ class Logs:
         if (log := self._durable.pop((agent, name), None)) is not None:
             log.finish()
 
-    def touch(self, agent: str, name: str) -> None:
-        """Records were appended: wake the followers."""
+    def touch(self, agent: str, name: str, records: Sequence[Record]) -> None:
+        """*records* were appended: wake the followers."""
         if (log := self._durable.get((agent, name))) is not None:
-            log.pulse.fire()
+            log.appended(records)

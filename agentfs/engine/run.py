@@ -6,7 +6,6 @@ It settles no money: it says how the job ended.
 from __future__ import annotations
 
 import errno
-from collections import deque
 from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -24,12 +23,12 @@ from agentfs.engine.core import Core
 from agentfs.engine.journal import DONE, UNKNOWN
 from agentfs.engine.journal import FAILED as NOTHING_DONE
 from agentfs.engine.models import Models
+from agentfs.engine.scribe import Page, Scribe
 from agentfs.engine.timers import Timers
-from agentfs.errors import detail_of, error, only, row_of
+from agentfs.errors import detail_of, error, row_of
 from agentfs.fault import point
-from agentfs.ports import Append, Change, Expect, Put
-from agentfs.record import Pulse
-from agentfs.rows import AgentRow, JobRow
+from agentfs.ports import Append, Change, Put
+from agentfs.rows import JobRow
 
 _RETRY_NS: Final = 500_000_000
 
@@ -111,13 +110,13 @@ class Answer:
 class Run:
     """One job until its end; `cancel` may come at any time."""
 
-    def __init__(self, core: Core, timers: Timers, models: Models, row: JobRow, request: Request) -> None:
-        self._core, self._timers, self._models = core, timers, models
+    def __init__(
+        self, core: Core, timers: Timers, models: Models, scribe: Scribe, row: JobRow, request: Request
+    ) -> None:
+        self._core, self._timers, self._models, self._scribe = core, timers, models, scribe
         self.row, self._request = row, request
         self._scope, self._why = anyio.CancelScope(), ""
-        self._answer, self._is_sent = Answer(), False
-        self._waiting: deque[bytes] = deque()
-        self._pulse, self._is_over = Pulse(), False
+        self._answer, self._is_sent, self._page = Answer(), False, Page(row.agent)
 
     def cancel(self, why: str = "cancelled") -> None:
         """End it."""
@@ -203,22 +202,16 @@ class Run:
         return offer.price.output_tokens(self.row.reserved_usd, input_tokens(self._request) // BYTES_A_TOKEN)
 
     async def _stream(self, offer: Offer, task: Task) -> None:
-        """Take the pieces as they come, while those that came are being stored."""
-        failure, self._is_over = None, False
+        """Take the pieces as they come, while those that came are being stored; all of them are when this returns."""
+        self._page = Page(self.row.agent)
         try:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._store)
-                try:
-                    await self._pull(offer, task)
-                except OSError as exc:
-                    failure = exc
-                finally:
-                    self._is_over = True
-                    self._pulse.fire()
-        except BaseExceptionGroup as exc:
-            raise only(exc) from exc
-        if failure is not None:
-            raise failure
+            with self._page.scope:
+                await self._pull(offer, task)
+        finally:
+            with anyio.CancelScope(shield=True):
+                await self._page.stored()
+        if self._page.failure is not None:
+            raise self._page.failure
 
     async def _pull(self, offer: Offer, task: Task) -> None:
         async with aclosing(self._models.served[offer.provider].provider.run(task)) as parts:
@@ -236,25 +229,17 @@ class Run:
             raise error(errno.EFBIG, detail=f"answer over {self._core.limits.body_bytes} bytes")
         if self._request.stream and (part.text or part.data is not None):
             calls = {"tool_calls": part.data} if part.data is not None else {}
-            self._waiting.append(msgspec.json.encode({"job_id": self.row.id, "delta": part.text, **calls}))
-            self._pulse.fire()
+            line = msgspec.json.encode({"job_id": self.row.id, "delta": part.text, **calls})
+            self._scribe.write(self._page, *self._begun(), Append(self.row.agent, f"job-{self.row.id}", line))
 
-    async def _store(self) -> None:
-        """Commit what has come since the last commit, until it is over."""
-        while not self._is_over or self._waiting:
-            seen = self._pulse.count
-            if not self._waiting:
-                await self._pulse.wait(seen)
-                continue
-            lines = [Append(self.row.agent, f"job-{self.row.id}", line) for line in self._waiting]
-            self._waiting.clear()
-            first: list[Change] = []
-            if self.row.state == "running":
-                self.row = msgspec.structs.replace(
-                    self.row, state="streaming", first_ns=self._core.clock.now_ns(), version=self.row.version + 1
-                )
-                first.append(Put(self.row))
-            await self._core.commit(Expect(AgentRow, (self.row.agent,), errno=errno.ENOENT), *first, *lines)
+    def _begun(self) -> Sequence[Change]:
+        """With the first piece of a stream: that it streams."""
+        if self.row.state != "running":
+            return ()
+        self.row = msgspec.structs.replace(
+            self.row, state="streaming", first_ns=self._core.clock.now_ns(), version=self.row.version + 1
+        )
+        return (Put(self.row),)
 
     def _measure(self, offer: Offer, begun_ns: int) -> None:
         now_ns, first_ns = self._core.clock.monotonic_ns(), self._answer.first_ns or begun_ns

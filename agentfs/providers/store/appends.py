@@ -70,14 +70,14 @@ class Appends:
 
     def drop(self, agent: str, log: str) -> list[str]:
         """Remove the log *log* of *agent*, or for "" every one; their names."""
-        named = "agent = ? AND (log = ? OR ? = '')"
-        rows = self._conn.execute(f"SELECT id, log FROM logs WHERE {named}", (agent, log, log)).fetchall()
-        for number, log in rows:
+        named, key = ("agent = ? AND log = ?", (agent, log)) if log else ("agent = ?", (agent,))
+        rows = self._conn.execute(f"SELECT id, log FROM logs WHERE {named}", key).fetchall()
+        for number, name in rows:
             self._conn.execute("DELETE FROM records WHERE log = ?", (number,))
-            self._touched.discard((agent, log))
-            self._heads.pop((agent, log), None)
+            self._touched.discard((agent, name))
+            self._heads.pop((agent, name), None)
             self._conn.execute("DELETE FROM logs WHERE id = ?", (number,))
-        return sorted({log for _, log in rows})
+        return sorted({name for _, name in rows})
 
     def save(self) -> None:
         """Write the heads this unit moved; part of the unit."""

@@ -228,6 +228,7 @@ class MemoryStore:
         self._facets.add(name)
 
     def _drop_logs(self, change: DropLogs) -> None:
-        for name in [name for name in self._logs if name[0] == change.agent and change.log in ("", name[1])]:
+        named = [(change.agent, change.log)] if change.log else [name for name in self._logs if name[0] == change.agent]
+        for name in self._logs.keys() & named:
             self._undo.append(partial(self._logs.__setitem__, name, self._logs.pop(name)))
             self._facets.add(name)
