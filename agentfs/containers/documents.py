@@ -34,6 +34,18 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     allow_network: bool = False
 
 
+class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The field ``limits`` of a request: what is null is as the policy has it."""
+
+    max_time_secs: int | None = None
+    max_memory_mb: int | None = None
+    max_disk_mb: int | None = None
+    max_cpu_cores: float | None = None
+    max_processes: int | None = None
+    max_files: int | None = None
+    allow_network: bool | None = None
+
+
 class Repo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A git repository that is cloned into the workdir; ``auth`` is the name of a secret of the agent's."""
 
@@ -54,7 +66,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     artifacts: list[str] = []
     workdir: str = "/work"
     env: dict[str, str] = {}
-    limits: Limits = Limits()
+    limits: Wanted = Wanted()
     max_cost_usd: int | None = None
     idempotency_key: str = ""
     timeout_ms: int | None = None
@@ -79,7 +91,7 @@ def argv_of(words: Words) -> list[str]:
 def parse(doc: bytes) -> Request:
     """*doc* as a `Request`. EINVAL naming the field."""
     request = _decoded(doc, Request)
-    _limits(request.limits)
+    check_limits(request.limits)
     if len(request.commands) > COMMANDS_MAX:
         raise _wrong("commands", f"over {COMMANDS_MAX}")
     if request.kind != "interactive" and not request.commands:
@@ -126,13 +138,17 @@ def _decoded(doc: bytes, kind: type[D]) -> D:
         raise error(errno.EINVAL, detail=f"request: {exc}") from None  # its context holds the document
 
 
-def _limits(limits: Limits) -> None:
-    bounds = {
-        "max_time_secs": TIME_MAX_S, "max_memory_mb": 1 << 20, "max_disk_mb": 1 << 22, "max_cpu_cores": 1024,
-        "max_processes": 1 << 16, "max_files": 1 << 24,
-    }  # fmt: skip
-    for name, most in bounds.items():
-        if not 0 < getattr(limits, name) <= most:
+BOUNDS: Final = {
+    "max_time_secs": TIME_MAX_S, "max_memory_mb": 1 << 20, "max_disk_mb": 1 << 22, "max_cpu_cores": 1024,
+    "max_processes": 1 << 16, "max_files": 1 << 24,
+}  # fmt: skip
+
+
+def check_limits(limits: Wanted | Limits) -> None:
+    """EINVAL naming the field that no session can have."""
+    for name, most in BOUNDS.items():
+        value = getattr(limits, name)
+        if value is not None and not 0 < value <= most:
             raise _wrong(f"limits.{name}", f"want more than 0 and at most {most}")
 
 

@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
-from agentfs.containers.documents import Limits
+from agentfs.containers.documents import Limits, Repo
 from agentfs.service import FileService
 
 WORKDIR: Final = "/work"
@@ -84,6 +84,23 @@ class Exit:
 Happening: TypeAlias = Output | Exit
 
 
+@dataclass(frozen=True, slots=True)
+class Inside:
+    """What every sandbox of one agent gets: see `Spec`."""
+
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)
+    view: str = ""
+    sockets: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A provider and what a session costs there, in micro-USD an hour."""
+
+    provider: ContainerProvider
+    usd_per_hour: int = 0
+
+
 class ContainerProvider(Protocol):
     """An engine of sandboxes. Safe for concurrent use.
 
@@ -119,8 +136,23 @@ class ContainerProvider(Protocol):
         """
         ...
 
+    async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
+        """Fill its workdir with what *repo* holds; *secret*, "" for none, is used and kept nowhere.
+
+        EREMOTEIO with git's words, cleaned of the secret; EFBIG past the disk limit; ENOENT for a missing subdir.
+        """
+        ...
+
+    async def quiet(self, spec: Spec) -> None:
+        """End every command that runs in it; it stays. ENOENT when it is gone."""
+        ...
+
+    async def end(self, id: str) -> None:
+        """End everything in the sandbox *id*; only its files stay, until `remove`. Idempotent."""
+        ...
+
     async def found(self) -> Sequence[str]:
-        """The ids of all sandboxes of this runtime that are there, whole or half made, after a restart too."""
+        """The ids of all of this runtime that are there: whole, half made, or only files; after a restart too."""
         ...
 
     async def remove(self, id: str) -> None:

@@ -18,6 +18,7 @@ from agentfs.compute.port import ComputeProvider
 from agentfs.engine import lifecycle
 from agentfs.engine.agent import Program
 from agentfs.engine.alarms import Alarms
+from agentfs.engine.commands import Commands
 from agentfs.engine.core import Core
 from agentfs.engine.delivery import Delivery
 from agentfs.engine.envelope import Envelope, encode
@@ -30,6 +31,7 @@ from agentfs.engine.money import Money
 from agentfs.engine.peers import Peers
 from agentfs.engine.purse import Grants, pack
 from agentfs.engine.requests import Requests
+from agentfs.engine.sandboxes import Housing, Sandboxes
 from agentfs.engine.secrets import Secrets
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.tick import Ticks
@@ -46,6 +48,7 @@ from agentfs.types import Principal, agent_id, check_name, new_id, rfc3339
 log = logging.getLogger(__name__)
 _RACES = 16
 NO_PROVIDERS: Mapping[str, tuple[ComputeProvider, str]] = {}
+NO_SANDBOXES = Housing({})
 RESERVED = frozenset({"operator", "runtime", "schedule", "new", "import"})
 """No agent's name: senders that are no agents, and names beside the agents'."""
 
@@ -64,6 +67,7 @@ class Engine:
         self, store: Store, clock: Clock, limits: Limits, load: Callable[[str, Settings], Program],
         view: Callable[[str], FileService], ledger: Callable[[Core], Ledger] = StoreLedger, secret: str = "",
         signer: Signer | None = None, providers: Mapping[str, tuple[ComputeProvider, str]] = NO_PROVIDERS,
+        housing: Housing = NO_SANDBOXES,
     ) -> None:  # fmt: skip
         self.core = core = Core(store, clock, limits)
         self.timers = Timers(clock)
@@ -77,6 +81,8 @@ class Engine:
         self.peers = Peers(core, self.timers)
         self.requests = Requests(core, self.peers, self.identities.is_by)
         self.jobs = Jobs(core, self.timers, self.money, Models(core, self.secrets, providers))
+        self.sandboxes = Sandboxes(core, self.timers, self.money, self.secrets, housing)
+        self.commands = Commands(core, self.timers, self.sandboxes)
         self._ticks = Ticks(
             core, self.mail, self.alarms, self.timers, self.money, self.secrets, load, view, self._emitted
         )
@@ -99,6 +105,7 @@ class Engine:
             await self.peers.restore()
             await self.requests.restore()
             await self.jobs.restore(group)
+            await self.sandboxes.restore(group)
             await self.money.restore()
             await self.identities.restore()
             for agent in await self.core.store.agents(EnvelopeRow):
@@ -151,6 +158,7 @@ class Engine:
         if row.terminated_at_ns is None:
             raise error(errno.ENOTEMPTY, agent, "terminate the agent first: echo terminate > ctl")
         self.jobs.close(agent)
+        self.sandboxes.close(agent)
         await self.money.close(agent)
         still = Expect(AgentRow, (agent,), "terminated_at_ns", row.terminated_at_ns, errno.ENOENT)
         for alarm in await self.core.store.scan(AlarmRow, agent):
@@ -260,6 +268,7 @@ class Engine:
                 changes.append(Put(msgspec.structs.replace(row, is_paused=verb == "pause")))
             case "terminate" if row.terminated_at_ns is None:
                 self.jobs.close(row.id)
+                self.sandboxes.close(row.id)
                 changes.append(Put(msgspec.structs.replace(row, terminated_at_ns=self.core.clock.now_ns())))
             case "recover":
                 state = await self.core.store.get(StateRow, row.id)

@@ -26,6 +26,7 @@ from agentfs.rows import AgentRow, EffectRow, HoldRow
 from agentfs.types import Path, Principal
 
 COMPUTE = "compute"
+CONTAINERS = "containers"
 EFFECTS = "effects"
 """The services whose mounts pay for what models answer, and for what programs do outside."""
 
@@ -46,7 +47,7 @@ Call: TypeAlias = Callable[[str], Awaitable[Done]]
 Ask: TypeAlias = Callable[[str], Awaitable[Done | None]]
 Begin: TypeAlias = Callable[[], Awaitable[tuple[EffectRow, bool]]]
 STEP = "step"  # what the journal calls a program's own doings
-OWN: Final = frozenset({COMPUTE, STEP})
+OWN: Final = frozenset({COMPUTE, CONTAINERS, STEP})
 """Providers in the journal that are the engine's: no caller may take their name, or tell what came of them."""
 
 

@@ -12,7 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from agentfs.engine.core import Core
-from agentfs.ports import Change, Expect
+from agentfs.ports import Append, Change, Expect
 from agentfs.record import Pulse
 from agentfs.rows import AgentRow
 
@@ -27,6 +27,11 @@ class Page:
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     is_under_way: bool = False
     pulse: Pulse = field(default_factory=Pulse)
+
+    @property
+    def weight(self) -> int:
+        """How many bytes of records wait."""
+        return sum(len(change.doc) for change in self.waiting if isinstance(change, Append))
 
     async def stored(self) -> None:
         """Wait until nothing waits any more; `failure` tells what became of it."""

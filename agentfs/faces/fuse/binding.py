@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import functools
 import logging
-import os
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -81,7 +80,6 @@ class Operations(pyfuse3.Operations):
     def __init__(self, core: Core, on_ready: Callable[[], None]) -> None:
         super().__init__()
         self._core, self._on_ready = core, on_ready
-        self._uid, self._gid = os.geteuid(), os.getegid()
 
     def init(self) -> None:
         self._on_ready()
@@ -89,7 +87,7 @@ class Operations(pyfuse3.Operations):
     def _attributes(self, attr: Attr) -> EntryAttributes:
         entry = EntryAttributes()
         entry.st_ino, entry.st_mode, entry.st_size = attr.ino, attr.mode, attr.size
-        entry.st_uid, entry.st_gid = self._uid, self._gid
+        entry.st_uid, entry.st_gid = attr.owner
         entry.st_blocks = -(-attr.size // 512)
         entry.st_mtime_ns = entry.st_ctime_ns = entry.st_atime_ns = attr.mtime_ns
         entry.entry_timeout = entry.attr_timeout = 0

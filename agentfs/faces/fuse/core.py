@@ -22,6 +22,7 @@ from agentfs.errors import error
 from agentfs.faces.fuse.blocked import Blocked, Opener
 from agentfs.faces.fuse.inodes import Inodes, Node
 from agentfs.faces.fuse.listing import Listing
+from agentfs.faces.fuse.owners import Owners
 from agentfs.service import FileHandle, FileService
 from agentfs.types import Mode, Path, Stat, Want, clean, join
 
@@ -36,12 +37,13 @@ _CLOSE_S: Final = 2.0
 
 @dataclass(frozen=True, slots=True)
 class Attr:
-    """What the kernel is told of an inode. Only the owner has access: group and others never do."""
+    """What the kernel is told of an inode."""
 
     ino: int
     mode: int
     size: int
     mtime_ns: int
+    owner: tuple[int, int]
 
 
 @dataclass(slots=True, eq=False)
@@ -66,16 +68,14 @@ def _mode_of(flags: int) -> Mode:
     return mode | Mode.APPEND if flags & os.O_APPEND else mode
 
 
-def _shown(mode: int) -> int:
-    mode &= ~0o077
-    return mode | 0o100 if _stat.S_ISDIR(mode) and mode & 0o400 else mode
-
-
 class Core:
     """One mounted tree. Every operation may run concurrently with every other; only reads of streams block."""
 
-    def __init__(self, service: FileService, *, usage: Usage | None = None, max_blocked: int = 4096) -> None:
-        self._service, self._usage = service, usage
+    def __init__(
+        self, service: FileService, *, usage: Usage | None = None, max_blocked: int = 4096,
+        lent: tuple[int, int] | None = None,
+    ) -> None:  # fmt: skip
+        self._service, self._usage, self._owners = service, usage, Owners(lent)
         self.inodes = Inodes()
         self.blocked = Blocked(max_blocked)
         self._numbers = itertools.count(1)
@@ -144,7 +144,8 @@ class Core:
             if snapshot is not None:
                 size = snapshot
                 break
-        return Attr(node.ino, _shown(stat.mode), size, stat.mtime_ns or self._born_ns)
+        mode = self._owners.mode(node.path, stat.mode)
+        return Attr(node.ino, mode, size, stat.mtime_ns or self._born_ns, self._owners.of(node.path))
 
     async def _stat(self, node: Node) -> Stat:
         while True:
@@ -179,9 +180,9 @@ class Core:
         """Truncate; a mode or owner that is already shown is accepted, any other EPERM; times are ignored."""
         node = self.inodes.get(ino)
         stat = await self._stat(node)
-        if mode is not None and (mode ^ _shown(stat.mode)) & 0o7777:
+        if mode is not None and (mode ^ self._owners.mode(node.path, stat.mode)) & 0o7777:
             raise error(errno.EPERM, node.path, "the mode says what the file can do and cannot be changed")
-        if any(new not in (None, mine) for new, mine in zip(owner, (os.geteuid(), os.getegid()), strict=True)):
+        if any(new not in (None, now) for new, now in zip(owner, self._owners.of(node.path), strict=True)):
             raise error(errno.EPERM, node.path, "the owner cannot be changed")
         if size is not None:
             await self._truncate(node, fh, size)

@@ -73,19 +73,21 @@ async def serve(
     allow_other: bool | None = None,
     max_blocked: int = 4096,
     subtype: str = FSNAME,
+    lent: tuple[int, int] | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve *service* at the directory *at* until cancelled (then unmounts) or unmounted from outside.
 
     *usage* gives bytes used and in all, for statfs. *allow_other* (default: when root) lets other users reach the
-    mount, where the modes then refuse them. *subtype* tells kinds of mounts apart in the mount table.
+    mount, where the modes then refuse them. *subtype* tells kinds of mounts apart in the mount table. *lent*: the uid
+    and gid whose the views of agents are, when not ours.
     Started with the real path once the kernel talks to us.
     Raises what `prepare` raises; EBUSY for a second mount in this process; EACCES when mounting is not allowed.
     """
     place = await prepare(at)
     is_shared = os.geteuid() == 0 if allow_other is None else allow_other
     ready = trio.Event()
-    core = Core(service, usage=usage, max_blocked=max_blocked)
+    core = Core(service, usage=usage, max_blocked=max_blocked, lent=lent)
     mounted: Mounted | None = None
     try:
         with _session(Operations(core, ready.set), place, subtype=subtype, allow_other=is_shared) as is_connected:

@@ -26,12 +26,14 @@ from agentfs.rows import (
     ConversationRow,
     DocumentRow,
     EffectRow,
+    ExecRow,
     GrantRow,
     HoldRow,
     IdentityRow,
     JobRow,
     KeyRow,
     PeerRow,
+    SandboxRow,
     SecretRow,
     TokenRow,
 )  # fmt: skip
@@ -65,7 +67,7 @@ class Plan:
 
 _NEW_TABLES: Final = (
     AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow, JobRow,
-    DocumentRow, ConversationRow,
+    DocumentRow, ConversationRow, SandboxRow, ExecRow,
 )  # fmt: skip
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),

@@ -1,0 +1,135 @@
+"""`Outcome` and `Runner`: one command in a sandbox: what comes out goes into a log as it comes, how it ended is told.
+
+It keeps no row and knows no money: sessions and their execs do.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+from collections.abc import Mapping
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import msgspec
+
+from agentfs.containers.port import Command, ContainerProvider, Exit, Spec
+from agentfs.engine.core import Core
+from agentfs.engine.scribe import Page, Scribe
+from agentfs.errors import error
+from agentfs.ports import Append
+
+_AHEAD_BYTES: Final = 256 << 10  # what may wait to be stored before the command is held back
+_KEPT_BYTES: Final = 128 << 10  # of each of stdout and stderr in a result
+
+
+@dataclass(slots=True)
+class _Stream:
+    """What came out of one of the two: the beginning is kept, and the bytes of a character that is not whole yet."""
+
+    name: str
+    data: bytearray = field(default_factory=bytearray)
+    size: int = 0
+    rest: bytes = b""
+
+    def add(self, data: bytes) -> bytes:
+        """Take *data*; a record of it, "" when all of it must wait for more."""
+        self.size += len(data)
+        self.data += data[: max(0, _KEPT_BYTES - len(self.data))]
+        whole = self.rest + data
+        cut = len(whole) - _unfinished(whole)
+        self.rest = whole[cut:]
+        return self._record(whole[:cut])
+
+    def end(self) -> bytes:
+        """A record of what waited."""
+        rest, self.rest = self.rest, b""
+        return self._record(rest)
+
+    def _record(self, data: bytes) -> bytes:
+        if not data:
+            return b""
+        try:
+            return msgspec.json.encode({"stream": self.name, "data": data.decode()})
+        except UnicodeDecodeError:
+            return msgspec.json.encode({"stream": self.name, "base64": base64.b64encode(data).decode()})
+
+    def shown(self) -> str:
+        """The beginning as text; what is no UTF-8 is replaced here, and whole in the output."""
+        return self.data.decode(errors="replace")
+
+
+def _unfinished(data: bytes) -> int:
+    """How many bytes at the end begin a character that goes on in what follows: 0 to 3."""
+    for count in range(1, min(3, len(data)) + 1):
+        byte = data[-count]
+        if byte >= 0xC0:
+            return count if count < (2 if byte < 0xE0 else 3 if byte < 0xF0 else 4) else 0
+        if byte < 0x80:
+            return 0
+    return 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a command ended; ``code`` None: it did not, it was cut off."""
+
+    code: int | None
+    cause: str
+    stdout: str
+    stderr: str
+    is_whole: bool
+    duration_ms: int
+    used: Mapping[str, int | None]
+
+    def shown(self, command: Any) -> dict[str, object]:
+        """One of ``command_results``, and the result of an exec."""
+        return {
+            "command": command, "exit_code": self.code, "stdout": self.stdout, "stderr": self.stderr,
+            "truncated": not self.is_whole, "duration_ms": self.duration_ms, "limit": self.cause or None,
+            "usage": dict(self.used),
+        }  # fmt: skip
+
+
+class Runner:
+    """Runs commands in the sandbox of *spec* at *provider*; what comes out goes into *log* of the agent's."""
+
+    def __init__(self, core: Core, scribe: Scribe, provider: ContainerProvider, spec: Spec, log: str) -> None:
+        self._core, self._scribe, self._provider, self._spec, self._log = core, scribe, provider, spec, log
+
+    async def run(self, command: Command) -> Outcome:
+        """Run it to its end, or until this is cancelled: then everything it began is ended. Raises as the port does."""
+        streams, page = {name: _Stream(name) for name in ("stdout", "stderr")}, Page(self._spec.agent)
+        begun_ns, ended = self._core.clock.monotonic_ns(), None
+        with page.scope:
+            async with aclosing(self._provider.run(self._spec, command)) as happenings:
+                async for happening in happenings:
+                    if isinstance(happening, Exit):
+                        ended = happening
+                        break
+                    self._write(page, streams[happening.stream].add(happening.data))
+                    if page.weight > _AHEAD_BYTES:
+                        await page.stored()
+            for stream in streams.values():
+                self._write(page, stream.end())
+        await page.stored()
+        if page.failure is not None:
+            raise page.failure
+        if ended is None:
+            raise error(errno.EREMOTEIO, detail="the sandbox did not tell how the command ended")
+        return Outcome(
+            ended.code, ended.cause, streams["stdout"].shown(), streams["stderr"].shown(),
+            all(stream.size <= _KEPT_BYTES for stream in streams.values()),
+            (self._core.clock.monotonic_ns() - begun_ns) // 1_000_000, msgspec.to_builtins(ended.used),
+        )  # fmt: skip
+
+    def _write(self, page: Page, record: bytes) -> None:
+        if record:
+            self._scribe.write(page, Append(self._spec.agent, self._log, record))
+
+
+def last(exit_code: int | None, reason: str) -> bytes:
+    """The last record of an output."""
+    why = {"error": reason} if reason else {}
+    return msgspec.json.encode({"stream": "stdout", "data": "", "done": True, "exit_code": exit_code, **why})

@@ -1,0 +1,91 @@
+"""`Reaper`: removes what is over: sandboxes that no row owns, what still runs of ended ones, old sessions."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Mapping
+from typing import Final
+
+from agentfs.containers.port import Offer
+from agentfs.engine.core import Core
+from agentfs.engine.session import LIVE, log_of
+from agentfs.engine.timers import Timers
+from agentfs.ports import Delete, DropLogs, Expect
+from agentfs.rows import ExecRow, SandboxRow
+
+log = logging.getLogger(__name__)
+_EVERY_NS: Final = 60_000_000_000
+
+
+class Reaper:
+    """Over the providers *offers*; *running* has the agent and id of every session that runs now."""
+
+    def __init__(
+        self, core: Core, timers: Timers, offers: Mapping[str, Offer], running: Container[tuple[str, str]]
+    ) -> None:
+        self._core, self._timers, self._offers, self._running = core, timers, offers, running
+
+    async def reap(self) -> None:
+        """Remove what no row owns and end what should have ended, now and from time to time."""
+        rows = {
+            row.id: row
+            for agent in await self._core.store.agents(SandboxRow)
+            for row in await self._core.store.scan(SandboxRow, agent)
+        }
+        for name in self._offers:
+            try:
+                await self._reap_at(name, rows)
+            except OSError as exc:
+                log.info("%s: %s", name, exc)
+        self._timers.set("sandboxes-reap", self._core.clock.now_ns() + _EVERY_NS, self.reap)
+
+    async def _reap_at(self, name: str, rows: Mapping[str, SandboxRow]) -> None:
+        provider = self._offers[name].provider
+        for found in await provider.found():
+            row = rows.get(found)
+            if row is None:
+                row = await self._late(found)
+            if row is None or (row.provider != name or not row.has_files):
+                log.info("reaped %s of %s", found, name)
+                await provider.remove(found)
+            elif row.state not in LIVE and (row.agent, row.id) not in self._running:
+                await provider.end(found)
+
+    async def _late(self, session: str) -> SandboxRow | None:
+        """The row of one that began while this was looking."""
+        for agent in await self._core.store.agents(SandboxRow):
+            if (row := await self._core.store.get(SandboxRow, agent, session)) is not None:
+                return row
+        return None
+
+    async def remove(self, row: SandboxRow) -> None:
+        """Remove the sandbox of *row* with its files."""
+        if row.provider in self._offers:
+            await self._offers[row.provider].provider.remove(row.id)
+
+    def watch(self, at_ns: int | None) -> None:
+        """Sweep at *at_ns* at the latest."""
+        known = self._timers.next_at("sandboxes")
+        if at_ns is not None and (known is None or at_ns < known):
+            self._timers.set("sandboxes", at_ns, self.sweep)
+
+    async def sweep(self) -> None:
+        """Forget sessions whose time is over, with their files and outputs."""
+        now_ns = self._core.clock.now_ns()
+        for agent in await self._core.store.agents(SandboxRow):
+            for row in await self._core.store.scan(SandboxRow, agent):
+                if row.expires_ns is None or row.expires_ns > now_ns:
+                    self.watch(row.expires_ns)
+                else:
+                    await self._forget(row)
+
+    async def _forget(self, row: SandboxRow) -> None:
+        try:
+            await self.remove(row)
+        except OSError as exc:
+            log.info("session %s: %s; it is reaped later", row.id, exc)
+        execs = await self._core.store.scan(ExecRow, row.agent, row.id)
+        logs = [DropLogs(row.agent, log_of(row.id, each.id)) for each in execs]
+        same = Expect(SandboxRow, (row.agent, row.id), "version", row.version)
+        gone = (Delete(SandboxRow, (row.agent, row.id)), Delete(ExecRow, (row.agent, row.id)))
+        await self._core.commit(same, *gone, DropLogs(row.agent, log_of(row.id)), *logs)

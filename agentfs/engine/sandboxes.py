@@ -1,0 +1,367 @@
+"""`Sandboxes`: sessions in sandboxes from their submit to their end: reserved, journalled, run, settled, reaped.
+
+What is asked and allowed is in `agentfs.containers`, one session's way in `agentfs.engine.session`.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import math
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import anyio
+import msgspec
+from anyio.abc import TaskGroup
+
+from agentfs.containers import policy as policies
+from agentfs.containers.documents import Limits, Request
+from agentfs.containers.policy import Policy
+from agentfs.containers.port import Inside, Offer, Spec
+from agentfs.engine.core import Core
+from agentfs.engine.journal import DONE, OPEN, UNKNOWN_OUTCOME, Intent, hash_of
+from agentfs.engine.money import CONTAINERS, Money
+from agentfs.engine.purse import Account
+from agentfs.engine.reaper import Reaper
+from agentfs.engine.scribe import Scribe
+from agentfs.engine.secrets import Secrets
+from agentfs.engine.session import EXPIRED, FAILED, LIVE, PROVISIONING, RUNNING, End, Session, failed, log_of
+from agentfs.engine.timers import Timers
+from agentfs.errors import error
+from agentfs.fault import point
+from agentfs.ports import Append, AtMost, Change, DropLogs, Expect, Put
+from agentfs.rows import AgentRow, DocumentRow, ExecRow, SandboxRow
+from agentfs.types import Path
+
+log = logging.getLogger(__name__)
+POLICY = "containers-policy"
+_GRACE_NS = 60_000_000_000  # behind a session's own time limit, the journal counts it as lost
+_HOUR_NS = 3_600_000_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """One submit: whose, what, for which account, and under which key."""
+
+    agent: str
+    request: Request
+    account: Account
+    key: str
+    path: Path
+
+
+Prepare = Callable[[str], Awaitable[Inside]]
+"""What every sandbox of an agent gets."""
+
+
+async def bare(agent: str) -> Inside:
+    """Nothing of the agent's."""
+    return Inside()
+
+
+@dataclass(frozen=True, slots=True)
+class Housing:
+    """The providers of sandboxes by name, the first one first, and what every sandbox of an agent gets."""
+
+    offers: Mapping[str, Offer]
+    inside: Prepare = bare
+
+
+class Sandboxes:
+    """The sessions of every agent over the providers of one runtime."""
+
+    def __init__(self, core: Core, timers: Timers, money: Money, secrets: Secrets, housing: Housing) -> None:
+        self._core, self._timers, self._money, self._secrets = core, timers, money, secrets
+        self.offers, self._inside = housing.offers, housing.inside
+        self.running: dict[tuple[str, str], Session] = {}
+        self.group: TaskGroup | None = None
+        self.scribe: Scribe | None = None
+        self._slots = anyio.Semaphore(core.limits.sandboxes_running)
+        self._reaper = Reaper(core, timers, self.offers, self.running)
+
+    async def submit(self, order: Order) -> tuple[SandboxRow, bool]:
+        """The session of *order*, and whether it is new; it runs by itself from now on.
+
+        EACCES past the policy, ENOENT for the provider, EOPNOTSUPP for what it cannot do, EDQUOT for money and for
+        sessions at a time, EPERM while it needs approval, EEXIST for a key of another request, ENOSPC, EINVAL.
+        """
+        request, agent = order.request, order.agent
+        rules = await self.policy(agent)
+        rules.check(request)
+        limits = rules.limits(request)
+        name = self._choice(request, rules, limits)
+        price = self.offers[name].usd_per_hour
+        intent = self._intent(order, _reserved(request, rules, price, limits), limits)
+        known = await self._known(order.agent, intent)
+        if known is None and self._count(agent) >= rules.max_sessions:
+            raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
+        stored = msgspec.json.encode(request).decode()
+        row = SandboxRow(
+            agent=agent, id=intent.id, request=stored, state=PROVISIONING, provider=name,
+            source=order.account.principal.source, at_ns=self._core.clock.now_ns(), reserved_usd=intent.max_cost_usd,
+            usd_per_hour=price, until_ns=self._core.clock.now_ns() + _time_ns(request, limits),
+        )  # fmt: skip
+        room = AtMost(SandboxRow, (agent,), self._core.limits.sandboxes, errno.ENOSPC)
+        new: Sequence[Change] = (Put(row), room, DropLogs(agent, log_of(row.id)))
+        _, is_new = await self._money.begin(order.account, intent, order.path, _shown(request), *new)
+        if is_new:
+            self._core.logs.finish(agent, log_of(row.id))  # of the same key before, which came to nothing
+            await self._start(row)
+            point("sandbox.submitted")
+        return row if is_new else await self.row(agent, intent.id), is_new
+
+    def _intent(self, order: Order, reserved: int, limits: Limits) -> Intent:
+        charges = order.account.charges()
+        ticks = [c.period.removeprefix("tick:") for c in charges if c.period.startswith("tick:")]
+        return Intent(
+            agent=order.agent, provider=CONTAINERS, key=order.key, hash=hash_of(msgspec.to_builtins(order.request)),
+            max_cost_usd=reserved, charges=charges, source=order.account.principal.source,
+            deadline_ns=self._core.clock.now_ns() + _time_ns(order.request, limits) + _GRACE_NS,
+            envelope=ticks[0] if ticks else "",
+        )  # fmt: skip
+
+    async def _known(self, agent: str, intent: Intent) -> SandboxRow | None:
+        entry = await self._money.journal.get(agent, intent.id)
+        is_same = entry is not None and entry.hash == intent.hash
+        return await self._core.store.get(SandboxRow, agent, intent.id) if is_same else None
+
+    def _count(self, agent: str) -> int:
+        return sum(owner == agent for owner, _ in self.running)
+
+    def _choice(self, request: Request, rules: Policy, limits: Limits) -> str:
+        """The provider: the one that is named, else the first that may and can."""
+        wanted = request.provider or rules.default_provider
+        able = [name for name in self.offers if wanted in ("", "local", name) and rules.allows(name)]
+        if wanted not in ("", "local", *self.offers):
+            known = " ".join(self.offers) or "none"
+            raise error(errno.ENOENT, detail=f"provider: there is no {wanted!r}; there are: {known}")
+        if not able:
+            raise error(
+                errno.EACCES if self.offers else errno.ENOTCONN,
+                detail="provider: none is allowed here" if self.offers else "provider: this runtime has no sandboxes",
+            )
+        network = [name for name in able if "network" in self.offers[name].provider.capabilities]
+        if limits.allow_network and not network:
+            raise error(errno.EOPNOTSUPP, detail=f"limits.allow_network: {able[0]} has no network")
+        return network[0] if limits.allow_network else able[0]
+
+    # -- running ---------------------------------------------------------------------------------------------------
+
+    async def restore(self, group: TaskGroup) -> None:
+        """Take up what a process that died left; then reap what no row owns, and go on doing so."""
+        self.group, self.scribe = group, Scribe(self._core, group)
+        for agent in await self._core.store.agents(ExecRow):
+            for lost in await self._core.store.scan(ExecRow, agent):
+                if lost.state == RUNNING:
+                    await self._lose(lost)
+        for agent in await self._core.store.agents(SandboxRow):
+            for row in await self._core.store.scan(SandboxRow, agent):
+                await self._restore(row)
+        group.start_soon(self._reaper.reap)
+
+    async def _lose(self, row: ExecRow) -> None:
+        lost = msgspec.structs.replace(
+            row, state=FAILED, error="EREMOTEIO", reason=UNKNOWN_OUTCOME, done_ns=self._core.clock.now_ns(),
+            version=row.version + 1,
+        )  # fmt: skip
+        await self._core.commit(Put(lost))
+
+    async def _restore(self, row: SandboxRow) -> None:
+        if row.state not in LIVE:
+            self._reaper.watch(row.expires_ns)
+            return
+        request = msgspec.json.decode(row.request, type=Request)
+        try:
+            if row.provider not in self.offers:
+                raise error(errno.ENOTCONN, detail=f"there is no provider {row.provider} any more")
+            if row.state == RUNNING and request.kind != "interactive":
+                raise error(errno.EREMOTEIO, detail=UNKNOWN_OUTCOME)
+            if row.state == RUNNING:
+                await self.offers[row.provider].provider.quiet(await self._spec(row))
+            await self._start(row)
+        except OSError as exc:
+            await self._ended(row)
+            await self.end(row, failed(exc), [])
+
+    async def _spec(self, row: SandboxRow) -> Spec:
+        request, rules = msgspec.json.decode(row.request, type=Request), await self.policy(row.agent)
+        inside = await self._inside(row.agent)
+        image = request.image or rules.default_image
+        limits = _kept(request, rules)
+        return Spec(row.id, row.agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets)
+
+    async def _start(self, row: SandboxRow) -> None:
+        if self.group is None or self.scribe is None:
+            raise error(errno.ENOTCONN, detail="the runtime is starting")
+        key, provider = (row.agent, row.id), self.offers[row.provider].provider
+        self._money.journal.live.add(key)
+        session = Session(self._core, self.scribe, self._secrets, provider, await self._spec(row), row)
+        self.running[key] = session
+        self._limit(session)
+        self.group.start_soon(self._see_through, session)
+
+    def _limit(self, session: Session) -> None:
+        async def expire() -> None:
+            session.stop(End(EXPIRED, errno.ETIMEDOUT, "its time is over"))
+
+        row = session.row
+        self._timers.set(("sandbox", row.agent, row.id), row.until_ns or row.at_ns, expire)
+
+    async def _see_through(self, session: Session) -> None:
+        key = (session.row.agent, session.row.id)
+        try:
+            end = await self._lived(session)
+            await self.end(session.row, end, session.results, await self._left(session))
+        except FileNotFoundError:
+            log.info("session %s: its agent %s is gone", session.row.id, session.row.agent)
+        except Exception:  # a bug in a provider ends its session, and nothing else
+            log.exception("session %s of %s", session.row.id, session.row.agent)
+            await self._bury(session)
+        finally:
+            self._timers.cancel(("sandbox", *key))
+            del self.running[key]
+            self._money.journal.live.discard(key)
+
+    async def _lived(self, session: Session) -> End:
+        async with self._slots:
+            end = await session.live()
+        for scope in list(session.execs.values()):
+            scope.cancel()
+        return end
+
+    async def _left(self, session: Session) -> str:
+        """End the sandbox; what it used, as JSON."""
+        used = msgspec.json.encode(await session.used()).decode()
+        await self._ended(session.row)
+        return used
+
+    async def _ended(self, row: SandboxRow) -> None:
+        """Nothing of *row* runs any more; where the provider is away now, the reaper tries again."""
+        with anyio.CancelScope(shield=True):
+            try:
+                if row.provider in self.offers:
+                    await self.offers[row.provider].provider.end(row.id)
+            except OSError as exc:
+                log.warning("session %s: %s", row.id, exc)
+
+    async def _bury(self, session: Session) -> None:
+        try:
+            await self.end(session.row, End(FAILED, errno.EIO, "internal error"), session.results)
+        except OSError:
+            log.exception("session %s of %s", session.row.id, session.row.agent)  # resolved at the next start
+
+    async def end(self, row: SandboxRow, end: End, results: Sequence[object], used: str = "") -> None:
+        """Record how *row* ended and settle its money, in one commit."""
+        now_ns = self._core.clock.now_ns()
+        done = msgspec.structs.replace(
+            row, state=end.state, exit_code=end.exit_code, reason=end.reason, done_ns=now_ns, version=row.version + 1,
+            error=errno.errorcode[end.errno] if end.errno else "", used=used,
+            results=msgspec.json.encode(results).decode(), artifacts=msgspec.json.encode(end.artifacts).decode(),
+            expires_ns=now_ns + self._core.limits.sandbox_ttl_seconds * 1_000_000_000,
+            cost_usd=0 if row.started_ns is None else _cost(row.usd_per_hour, now_ns - row.started_ns),
+        )  # fmt: skip
+        last = Append(row.agent, log_of(row.id), _last(done))
+        entry = await self._money.journal.get(row.agent, row.id)
+        if entry is None or entry.state != OPEN:  # it was given up meanwhile
+            done = msgspec.structs.replace(done, cost_usd=entry.spent_usd if entry else 0)
+            await self._core.commit(Expect(AgentRow, (row.agent,), errno=errno.ENOENT), Put(done), last)
+        else:
+            done = msgspec.structs.replace(done, cost_usd=min(done.cost_usd, entry.reserved_usd))
+            await self._money.journal.finish(
+                row.agent, row.id, DONE, Put(done), last, receipt={"session_id": row.id, "state": done.state},
+                reason=done.reason, cost_usd=done.cost_usd,
+            )  # fmt: skip
+        point("sandbox.ended")
+        self._reaper.watch(done.expires_ns)
+        self._core.logs.finish(row.agent, log_of(row.id))
+        self._core.trace(
+            row.agent, "container", id=row.id, state=done.state, provider=done.provider, exit_code=done.exit_code,
+            cost_usd=done.cost_usd, errno=done.error or None,
+        )  # fmt: skip
+
+    # -- verbs -----------------------------------------------------------------------------------------------------
+
+    def session(self, row: SandboxRow) -> Session:
+        """The running session of *row*. ESTALE when it has ended."""
+        session = self.running.get((row.agent, row.id))
+        if session is None or session.row.state != RUNNING:
+            raise error(errno.ESTALE, detail=f"session is {row.state}")
+        return session
+
+    async def stop(self, agent: str, name: str) -> None:
+        """End a session; of one that has ended, remove the files. ENOENT."""
+        row = await self.row(agent, name)
+        session = self.running.get((agent, name))
+        if session is not None:
+            session.stop(End("complete", reason="stopped"))
+        elif row.has_files:
+            await self._reaper.remove(row)
+            await self._core.commit(Put(msgspec.structs.replace(row, has_files=False, version=row.version + 1)))
+
+    async def keep(self, agent: str, name: str) -> None:
+        """Let a running session have its whole time again from now. EDQUOT where that is more than is paid for."""
+        session = self.session(await self.row(agent, name))
+        if session.row.usd_per_hour:
+            raise error(errno.EDQUOT, detail="keepalive: what is reserved pays for no more time")
+        limits = session.spec.limits
+        await session.change(until_ns=self._core.clock.now_ns() + _time_ns(session.request, limits))
+        self._limit(session)
+
+    def close(self, agent: str) -> None:
+        """*agent* ends: so does what it runs."""
+        for (owner, _), session in self.running.items():
+            if owner == agent:
+                session.stop(End("complete", reason="its agent ended"))
+
+    # -- what there is ---------------------------------------------------------------------------------------------
+
+    async def row(self, agent: str, session: str) -> SandboxRow:
+        """One session. ENOENT."""
+        row = await self._core.store.get(SandboxRow, agent, session)
+        if row is None:
+            raise error(errno.ENOENT, detail=f"no session {session!r}")
+        return row
+
+    async def policy(self, agent: str) -> Policy:
+        """What the operator lets *agent* have."""
+        row = await self._core.store.get(DocumentRow, agent, POLICY)
+        return policies.parse(row.text.encode()) if row else Policy()
+
+
+def _kept(request: Request, rules: Policy) -> Limits:
+    """The limits of a session that was accepted, also where the policy has become narrower since."""
+    try:
+        return rules.limits(request)
+    except PermissionError:
+        wanted = {name: value for name, value in msgspec.to_builtins(request.limits).items() if value is not None}
+        return msgspec.convert({**msgspec.to_builtins(rules.defaults), **wanted}, Limits)
+
+
+def _time_ns(request: Request, limits: Limits) -> int:
+    most = limits.max_time_secs * 1_000_000_000
+    return most if request.timeout_ms is None else min(most, request.timeout_ms * 1_000_000)
+
+
+def _cost(usd_per_hour: int, ns: int) -> int:
+    """What *ns* cost, in micro-USD, rounded up."""
+    return math.ceil(usd_per_hour * max(0, ns) / _HOUR_NS)
+
+
+def _reserved(request: Request, rules: Policy, usd_per_hour: int, limits: Limits) -> int:
+    """What its whole time costs. EDQUOT where that is more than the request or the policy allows."""
+    whole = _cost(usd_per_hour, _time_ns(request, limits))
+    for most, name in ((request.max_cost_usd, "max_cost_usd"), (rules.max_cost_usd, "max_cost_usd of the policy")):
+        if most is not None and whole > most:
+            raise error(errno.EDQUOT, detail=f"{name}: {limits.max_time_secs} s cost {whole} micro-USD")
+    return whole
+
+
+def _shown(request: Request) -> bytes:
+    return msgspec.json.encode(request, order="sorted")
+
+
+def _last(row: SandboxRow) -> bytes:
+    why = {"error": row.reason} if row.reason else {}
+    about = {"stream": "stdout", "data": "", "done": True, "exit_code": row.exit_code, "status": row.state}
+    return msgspec.json.encode({**about, **why})

@@ -1,0 +1,153 @@
+"""`Session`: one sandbox on its way: made, filled, its commands run one after the other, its artifacts named.
+
+It settles no money and ends no row: it says how the session ended.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import anyio
+import msgspec
+
+from agentfs.containers.artifacts import named
+from agentfs.containers.documents import Exec, Request, argv_of
+from agentfs.containers.port import Command, ContainerProvider, Spec, Used
+from agentfs.engine.core import Core
+from agentfs.engine.execs import Outcome, Runner
+from agentfs.engine.scribe import Scribe
+from agentfs.engine.secrets import Secrets
+from agentfs.errors import detail_of, row_of
+from agentfs.fault import point
+from agentfs.ports import Expect, Put
+from agentfs.rows import ExecRow, SandboxRow
+
+PROVISIONING, CLONING, RUNNING = "provisioning", "cloning", "running"
+COMPLETE, FAILED, EXPIRED, CANCELLED = "complete", "failed", "expired", "cancelled"
+LIVE: Final = (PROVISIONING, CLONING, RUNNING)
+LIMITS: Final = {"memory": errno.ENOMEM, "disk": errno.ENOSPC, "gone": errno.EREMOTEIO}
+"""The errno of what ended a command before its time."""
+
+
+def log_of(session: str, command: str = "") -> str:
+    """The name of the record log of a session's own commands, or of one exec."""
+    return f"exec-{session}-{command}" if command else f"box-{session}"
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How a session ended."""
+
+    state: str
+    errno: int = 0
+    reason: str = ""
+    exit_code: int | None = None
+    artifacts: Sequence[dict[str, Any]] = ()
+
+
+def failed(exc: OSError) -> End:
+    """The end of a session that *exc* ended."""
+    return End(FAILED, row_of(exc).errno, detail_of(exc)[:2000])
+
+
+class Session:
+    """One session until its end; `stop` may come at any time, and then the sandbox is ended by who sees it through."""
+
+    def __init__(
+        self, core: Core, scribe: Scribe, secrets: Secrets, provider: ContainerProvider, spec: Spec, row: SandboxRow
+    ) -> None:
+        self._core, self._scribe, self._secrets = core, scribe, secrets
+        self.provider, self.spec, self.row = provider, spec, row
+        self.request = msgspec.json.decode(row.request, type=Request)
+        self.results: list[dict[str, object]] = []
+        self.execs: dict[str, anyio.CancelScope] = {}
+        self._scope, self._end = anyio.CancelScope(), End(COMPLETE)
+
+    def stop(self, end: End) -> None:
+        """End it so."""
+        if not self._scope.cancel_called:
+            self._end = end
+            self._scope.cancel()
+
+    async def change(self, **fields: Any) -> None:
+        """Store what changed of its row."""
+        self.row = msgspec.structs.replace(self.row, version=self.row.version + 1, **fields)
+        await self._core.commit(Expect(SandboxRow, (self.row.agent, self.row.id), errno=errno.ENOENT), Put(self.row))
+
+    async def live(self) -> End:
+        """Until its commands have run, or, of an interactive one, until it is stopped."""
+        with self._scope:
+            try:
+                return await self._live()
+            except OSError as exc:
+                return failed(exc)
+        return self._end
+
+    async def _live(self) -> End:
+        if self.row.state != RUNNING:
+            await self._begin()
+        end = await self._commands()
+        if end.errno or end.exit_code:
+            return end
+        if self.request.kind == "interactive":
+            await anyio.sleep_forever()
+        if self.request.kind == "build":
+            end = replace(end, artifacts=await named(self.provider.files(self.row.id), self.request.artifacts))
+        return end
+
+    async def _begin(self) -> None:
+        await self.provider.remove(self.row.id)  # what a start before this one may have left
+        await self.provider.make(self.spec)
+        point("sandbox.made")
+        if (repo := self.request.repo) is not None:
+            await self.change(state=CLONING)
+            await self.provider.clone(self.spec, repo, (await self._secrets.use(self.row.agent, repo.auth)).strip())
+        await self.change(state=RUNNING, started_ns=self._core.clock.now_ns())
+
+    async def _commands(self) -> End:
+        """The commands of the request, until one fails."""
+        runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(self.row.id))
+        env, end = await self._secrets.used(self.row.agent, self.request.env), End(COMPLETE)
+        for number, words in enumerate(self.request.commands):
+            outcome = await runner.run(Command(f"{self.row.id}-{number}", argv_of(words), env))
+            self.results.append(outcome.shown(words))
+            end = ended(outcome)
+            if end.exit_code != 0:
+                break
+        return end
+
+    async def command(self, row: ExecRow) -> tuple[Outcome | None, OSError | None]:
+        """Run what *row* asks for; None as outcome when it was cut off, or why it could not be run."""
+        asked = msgspec.json.decode(row.request, type=Exec)
+        runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(row.session, row.id))
+        outcome: Outcome | None = None
+        failure: OSError | None = None
+        with anyio.CancelScope() as self.execs[row.id]:
+            try:
+                env = await self._secrets.used(row.agent, {**self.request.env, **asked.env})
+                stdin, argv = asked.stdin.encode(errors="replace"), argv_of(asked.command)
+                outcome = await runner.run(Command(f"{row.session}-{row.id}", argv, env, asked.cwd, stdin))
+            except OSError as exc:
+                failure = exc
+            finally:
+                del self.execs[row.id]
+        return outcome, failure
+
+    async def used(self) -> Used:
+        """What it used up to now; nothing is known of one that is gone."""
+        try:
+            return await self.provider.used(self.row.id)
+        except OSError:
+            return Used()
+
+
+def ended(outcome: Outcome) -> End:
+    """What a command's end makes of its session."""
+    if not outcome.cause:
+        return End(COMPLETE, exit_code=outcome.code)
+    is_gone = outcome.cause == "gone"
+    reason = "its sandbox was taken away" if is_gone else f"it ran into its limit of {outcome.cause}"
+    return End(FAILED, LIMITS[outcome.cause], reason, outcome.code)
