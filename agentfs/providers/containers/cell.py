@@ -11,6 +11,7 @@ import re
 import select
 import signal
 import subprocess
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal
@@ -21,7 +22,6 @@ import msgspec
 from agentfs.containers.port import Cause, Output
 from agentfs.errors import error
 from agentfs.providers.containers.rootfs import PATH
-from agentfs.providers.containers.workdir import Owner
 
 PIECE: Final = 65_536
 _SAID_MAX: Final = 4096
@@ -32,16 +32,15 @@ Name = Literal["stdout", "stderr"]
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What is started: *bwrap* with *options* by the words *before* it, or, without those, as *owner* (None: as we are).
+    """What is started: *bwrap* with *options* by the words *before* it.
 
-    *files*: what they hold, by where they are inside. *env* goes in unseen by other processes.
+    *files*: what they hold, by where they are inside. *env* goes in unseen by other processes, and to no program outside.
     """
 
     bwrap: str
     options: Sequence[str]
     argv: Sequence[str]
     before: Sequence[str] = ()
-    owner: Owner | None = None
     env: Mapping[str, str] | None = None
     files: Mapping[str, bytes] | None = None
     seccomp: bytes = b""
@@ -57,6 +56,7 @@ class Cell:
         self.code: int | None = None  # what the program ended with; None: none ran, or nobody saw its end
         self.pid = 0
         self._inside = -1  # a descriptor of the first process in its name space
+        self._lock = threading.Lock()  # held where it is used from any thread, and closed
         self._left, self._said, self._told = stdin, b"", b""
         self._is_held = True
         self._poll = select.epoll()
@@ -87,12 +87,10 @@ class Cell:
             words += ["--seccomp", _held(launch.seccomp, passed)]
         words += ["--remount-ro", "/dev", "--remount-ro", "/"]
         given = _held(b"".join(word.encode(errors="surrogateescape") + b"\0" for word in words), passed)
-        owner = None if launch.before else launch.owner
         return subprocess.Popen(
             [*launch.before, launch.bwrap, "--args", given, "--", *launch.argv],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0, pass_fds=passed,
             env={"PATH": PATH}, cwd="/", start_new_session=True,
-            user=owner and owner.uid, group=owner and owner.gid, extra_groups=None if owner is None else [],
         )  # fmt: skip
 
     def _take(self) -> None:
@@ -141,7 +139,9 @@ class Cell:
 
     def kill(self, cause: Cause = "") -> None:
         """End everything in it now. From any thread; *cause* counts when nothing else ended it before."""
-        if self._inside >= 0 and self._process.returncode is None:
+        with self._lock:
+            if self._inside < 0:
+                return
             self.cause = self.cause or cause
             try:
                 signal.pidfd_send_signal(self._inside, signal.SIGKILL)
@@ -191,9 +191,10 @@ class Cell:
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_ms = round((used.ru_utime + used.ru_stime) * 1000)
         self.peak_memory_bytes = used.ru_maxrss * 1024
-        if self._inside >= 0:
-            os.close(self._inside)
-            self._inside = -1
+        with self._lock:
+            if self._inside >= 0:
+                os.close(self._inside)
+                self._inside = -1
 
     def _is_open(self) -> bool:
         return any(name != "stdin" for name in self._streams.values())

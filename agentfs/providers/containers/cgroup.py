@@ -123,23 +123,24 @@ class Groups:
             raise
         return group
 
-    def close(self) -> None:
-        """Remove the runtime's own directories, when they are empty."""
+    def close(self) -> bool:
+        """Remove the runtime's own directories; False while something in them still goes away. Idempotent."""
         self._places = []
-        self._sweep()
+        return self._sweep()
 
-    def _sweep(self) -> None:
+    def _sweep(self) -> bool:
         try:
             left = [Path(line) for line in self._note.read_text().splitlines()]
         except FileNotFoundError:
-            return
+            return True
         for path in left:
             if path.name.startswith("agentfs-") and path.is_dir():
                 with os.scandir(path) as entries:
                     below = [Path(entry.path) for entry in entries if entry.is_dir()]
-                for one in [*below, path]:
-                    _removed(one)
+                if not all([_removed(one) for one in [*below, path]]):
+                    return False
         self._note.unlink(missing_ok=True)
+        return True
 
 
 def name_of(top: Path) -> str:

@@ -40,12 +40,14 @@ class Reach:
         return f"{self._place}/{self._closed.index(path)}" if path in self._closed else path
 
     def before(self) -> list[str]:
-        """The words to start a program with: it becomes the owner on the way. Empty: start it as the owner."""
-        if self._owner is None or not self._closed:
+        """The words to start a program with: it becomes the owner on the way. Empty where it already is."""
+        if self._owner is None:
             return []
-        script = ["/bin/sh", "-c", _SCRIPT, "agentfs", self._place, str(self._owner.uid), str(self._owner.gid)]
-        unshare = shutil.which("unshare", path=PATH) or "unshare"
-        return [unshare, "--mount", "--propagation", "slave", "--", *script, *self._closed, "--"]
+        uid, gid = str(self._owner.uid), str(self._owner.gid)
+        if not self._closed:
+            return [_tool("setpriv"), "--reuid", uid, "--regid", gid, "--clear-groups", "--no-new-privs", "--"]
+        script = ["/bin/sh", "-c", _SCRIPT, "agentfs", self._place, uid, gid]
+        return [_tool("unshare"), "--mount", "--propagation", "slave", "--", *script, *self._closed, "--"]
 
 
 def is_open(path: str, owner: Owner) -> bool:
@@ -56,3 +58,7 @@ def is_open(path: str, owner: Owner) -> bool:
         if not about.st_mode >> shift & 1:
             return False
     return True
+
+
+def _tool(name: str) -> str:
+    return shutil.which(name, path=PATH) or name
