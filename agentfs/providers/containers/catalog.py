@@ -43,7 +43,7 @@ async def found(place: Place) -> Mapping[str, ContainerProvider]:
     """What works on this machine, by name: the one without a daemon first."""
     able: dict[str, ContainerProvider] = {}
     for name in ("bubblewrap", "docker"):
-        if name == "docker" and not Path(DOCKER_SOCKET).exists():
+        if name == "docker" and not os.access(DOCKER_SOCKET, os.W_OK):
             continue
         provider = make(name, place)
         if await provider.health():
