@@ -151,12 +151,17 @@ class Bubblewrap:
                 await running.aclose()
 
     async def _run(self, spec: Spec, command: Command, workdir: Workdir) -> AsyncGenerator[Happening, None]:
-        cell = Cell(self._launch(spec, command, workdir), command.stdin)
-        self._live.setdefault(spec.id, set()).add(cell)
-        watched, group = Watched(workdir, spec.limits, cell.kill), None
+        self._count += 1
+        group = self._groups.make(f"{os.getpid()}-{self._count}", spec.limits)
         try:
-            pid = await cell.ready()
-            group = self._confined(pid, spec.limits)
+            cell = Cell(self._launch(spec, command, workdir, group), command.stdin)
+        except BaseException:
+            await self._give_up(spec.id, None, group)
+            raise
+        self._live.setdefault(spec.id, set()).add(cell)
+        watched = Watched(workdir, spec.limits, cell.kill)
+        try:
+            await self._confine(await cell.ready(), spec.limits, group)
             watched.start()
             cell.go()
             while (found := await cell.read()) is not None:
@@ -228,10 +233,10 @@ class Bubblewrap:
 
     # -- one command ---------------------------------------------------------------------------------------------
 
-    def _launch(self, spec: Spec, command: Command, workdir: Workdir) -> Launch:
+    def _launch(self, spec: Spec, command: Command, workdir: Workdir, group: Group | None) -> Launch:
         image, place = self._image(spec.image), str(workdir.path)
         outside = [place, *([str(image)] if image else []), *([spec.view] if spec.view else []), *spec.sockets.values()]
-        reach = Reach(self._become, outside)
+        reach = Reach(self._become, [*outside, self._bwrap])
         env = {
             "PATH": rootfs.PATH, "HOME": spec.workdir, "USER": "agent", "LOGNAME": "agent", "SHELL": "/bin/sh",
             "LANG": "C.UTF-8", **spec.env, **command.env,
@@ -240,37 +245,36 @@ class Bubblewrap:
             raise error(errno.EINVAL, detail=f"env: over {_ENV_MAX} names")
         options = list(rootfs.words(spec, place, image, reach.seen))
         options += ["--chdir", posixpath.join(spec.workdir, command.cwd)]
-        made = rootfs.made(spec, self._owner, image)
-        return Launch(self._bwrap, options, command.argv, reach.before(), env, made, self._filter)
+        before = reach.before(_ulimits(spec.limits) + (group.entry() if group else ""))
+        is_there = image is not None and (image / "etc").exists()
+        return Launch(
+            reach.seen(self._bwrap), options, command.argv, before, env, rootfs.made(spec, self._owner, image),
+            "--ro-bind-data" if is_there else "--file", self._filter,
+        )  # fmt: skip
 
-    def _confined(self, pid: int, limits: Limits) -> Group | None:
-        """The control group that *pid*, which waits, was put in; its own limits are set too."""
-        own = {resource.RLIMIT_FSIZE: limits.max_disk_mb * MIB, resource.RLIMIT_NOFILE: _OPEN_FILES}
-        own[resource.RLIMIT_CORE] = 0
+    async def _confine(self, pid: int, limits: Limits, group: Group | None) -> None:
+        """Put *pid*, which waits, into its *group*, and limit by itself what groups cannot limit here."""
+        own = {}
         if "memory" not in self._groups.controllers:
-            own[resource.RLIMIT_DATA] = limits.max_memory_mb * MIB  # of one process: better than nothing
+            own["data"] = limits.max_memory_mb * MIB  # of one process: better than nothing
         if "pids" not in self._groups.controllers:
-            own[resource.RLIMIT_NPROC] = limits.max_processes + 1  # of its own user name space: Linux 5.14
-        for kind, most in own.items():
-            _, hard = resource.prlimit(pid, kind)
-            most = most if hard == resource.RLIM_INFINITY else min(most, hard)
-            resource.prlimit(pid, kind, (most, most))
-        self._count += 1
-        group = self._groups.make(f"{os.getpid()}-{self._count}", limits)
+            own["nproc"] = limits.max_processes + 1  # of its own user name space, since Linux 5.14
+        if own:
+            words = [f"--{name}={most}" for name, most in own.items()]
+            await anyio.run_process([*Reach(self._become, []).before(), "prlimit", "--pid", str(pid), *words])
         if group is not None:
             group.take(pid)
-        return group
 
-    async def _give_up(self, id: str, cell: Cell, group: Group | None) -> None:
+    async def _give_up(self, id: str, cell: Cell | None, group: Group | None) -> None:
         live = self._live.get(id, set())
-        live.discard(cell)
+        if cell is not None:
+            live.discard(cell)
         if not live:
             self._live.pop(id, None)
-        if group is not None:
-            for _ in range(_REMOVE_TRIES):
-                if group.remove():
-                    return
-                await anyio.sleep(0.001)
+        for _ in range(_REMOVE_TRIES):
+            if group is None or group.remove():
+                return
+            await anyio.sleep(0.001)
 
     async def _stop(self, id: str) -> None:
         for cell in list(self._live.get(id, ())):
@@ -315,6 +319,13 @@ class Bubblewrap:
             record.cpu_ms += used.cpu_ms or 0
             record.peak_memory_bytes = max(record.peak_memory_bytes, used.peak_memory_bytes or 0)
             self._keep(record)
+
+
+def _ulimits(limits: Limits) -> str:
+    """Lines of shell; they hold for bwrap too, and are set by itself: limits of another user's process may be closed."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
+    return f"ulimit -c 0; ulimit -n {files}; ulimit -f {limits.max_disk_mb * MIB // 512}\n"
 
 
 def _exit(cell: Cell, group: Group | None, reason: str) -> Exit:

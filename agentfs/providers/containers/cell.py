@@ -26,7 +26,7 @@ from agentfs.providers.containers.rootfs import PATH
 PIECE: Final = 65_536
 _SAID_MAX: Final = 4096
 _OWN: Final = b"bwrap: "  # how its own words begin
-_EXEC: Final = re.compile(rb"bwrap: execvp (.*): ([^:]*)\n?\Z", re.DOTALL)
+_EXEC: Final = re.compile(rb"bwrap: execvp (.*): ([^:\n]*)\n?\Z", re.DOTALL)
 Name = Literal["stdout", "stderr"]
 
 
@@ -43,6 +43,7 @@ class Launch:
     before: Sequence[str] = ()
     env: Mapping[str, str] | None = None
     files: Mapping[str, bytes] | None = None
+    put: Literal["--file", "--ro-bind-data"] = "--file"  # into a root that is made, or over what is there
     seccomp: bytes = b""
 
 
@@ -82,7 +83,7 @@ class Cell:
         for name, value in (launch.env or {}).items():
             words += ["--setenv", name, value]
         for inside, data in (launch.files or {}).items():
-            words += ["--perms", "0444", "--ro-bind-data", _held(data, passed), inside]
+            words += ["--perms", "0444", launch.put, _held(data, passed), inside]
         if launch.seccomp:
             words += ["--seccomp", _held(launch.seccomp, passed)]
         words += ["--remount-ro", "/dev", "--remount-ro", "/"]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Final
 from agentfs.containers.documents import Limits
 
 MIB: Final = 1 << 20
+_OWN: Final = 2  # bwrap, outside and inside
 _PERIOD_US: Final = 100_000
 _WANTED: Final = ("memory", "pids", "cpu", "cpuacct")
 _OPTIONAL: Final = {"memory.memsw.limit_in_bytes", "memory.swap.max", "memory.oom.group"}  # not in every kernel
@@ -48,10 +50,19 @@ class Group:
                     if name not in _OPTIONAL:
                         raise
 
+    def entry(self) -> str:
+        """Lines of shell by which a shell enters the group, where `take` is not enough.
+
+        The kernel moves a thread that asks for itself at once; another's move may wait 10 ms. Only v1 knows that.
+        """
+        tasks = [path / "tasks" for path, place in self._places.items() if not place.is_unified]
+        return "\n".join(f"echo 0 > {shlex.quote(str(path))}" for path in tasks)
+
     def take(self, pid: int) -> None:
-        """Put the process *pid*, and so all it will start, into the group."""
-        for path in self._places:
-            (path / "cgroup.procs").write_text(str(pid))
+        """Put the process *pid*, and so all it will start, into the group, where `entry` does not."""
+        for path, place in self._places.items():
+            if place.is_unified:
+                (path / "cgroup.procs").write_text(str(pid))
 
     def cpu_ms(self) -> int | None:
         """Processor time of all that ran here, or None when it is not counted."""
@@ -103,7 +114,8 @@ class Groups:
         self._places = [p for place in (places() if found is None else found) if (p := _made(place, name)) is not None]
         self.controllers = frozenset(name for place in self._places for name in place.controllers)
         if self._places:
-            note.write_text("".join(f"{place.path}\n" for place in self._places))
+            known = note.read_text().splitlines() if note.exists() else []  # what could not be removed yet
+            note.write_text("".join(f"{path}\n" for path in {*known, *(str(p.path) for p in self._places)}))
 
     def make(self, name: str, limits: Limits) -> Group | None:
         """A group with *limits*, or None where there can be none."""
@@ -198,13 +210,13 @@ def _settings(place: Place, limits: Limits) -> Iterator[tuple[str, object]]:
     if place.is_unified:
         every = {
             "memory": (("memory.max", memory), ("memory.swap.max", 0), ("memory.oom.group", 1)),
-            "pids": (("pids.max", limits.max_processes + 1),),
+            "pids": (("pids.max", limits.max_processes + _OWN),),
             "cpu": (("cpu.max", f"{quota} {_PERIOD_US}"),),
         }  # fmt: skip
     else:
         every = {
             "memory": (("memory.limit_in_bytes", memory), ("memory.memsw.limit_in_bytes", memory)),
-            "pids": (("pids.max", limits.max_processes + 1),),
+            "pids": (("pids.max", limits.max_processes + _OWN),),
             "cpu": (("cpu.cfs_period_us", _PERIOD_US), ("cpu.cfs_quota_us", quota)),
         }
     for controller in place.controllers:

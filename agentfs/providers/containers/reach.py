@@ -15,15 +15,16 @@ from agentfs.providers.containers.rootfs import PATH
 from agentfs.providers.containers.workdir import Owner
 
 _PLACES: Final = ("/mnt", "/media", "/srv", "/opt", "/home")
-_SCRIPT: Final = """set -e
-place=$1 uid=$2 gid=$3 n=0; shift 3
-mount -n -t tmpfs -o mode=0711,size=64k,nosuid,nodev agentfs "$place"
+_SCRIPT: Final = """
+place=$1 uid=$2 gid=$3; shift 3
+if [ -n "$place" ]; then mount -n -t tmpfs -o mode=0711,size=64k,nosuid,nodev agentfs "$place"; fi
 while [ "$1" != -- ]; do
-  if [ -d "$1" ]; then mkdir "$place/$n"; else : > "$place/$n"; fi
-  mount -n --rbind "$1" "$place/$n"; n=$((n+1)); shift
+  case $2 in ("${place:-//}"/*) if [ -d "$1" ]; then mkdir "$2"; else : > "$2"; fi;; esac
+  mount -n --rbind "$1" "$2"; shift 2
 done
 shift; cd /
-exec setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs -- "$@\""""
+exec setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs -- "$@"
+"""
 
 
 class Reach:
@@ -31,23 +32,32 @@ class Reach:
 
     def __init__(self, owner: Owner | None, paths: Sequence[str]) -> None:
         self._owner = owner
-        self._closed = [] if owner is None else [path for path in paths if not is_open(path, owner)]
-        under = [place for place in _PLACES if not any(path.startswith(f"{place}/") for path in self._closed)]
-        self._place = next(place for place in under if Path(place).is_dir()) if self._closed else ""
+        closed = [] if owner is None else [path for path in dict.fromkeys(paths) if not is_open(path, owner)]
+        free = [at for at in _PLACES if Path(at).is_dir() and not any(path.startswith(f"{at}/") for path in paths)]
+        self._made, *direct = free  # one for what needs a mount point made; binding on what is there is faster
+        self._at: dict[str, str] = {}
+        for number, path in enumerate(closed):
+            is_direct = bool(direct) and Path(path).is_dir()
+            self._at[path] = direct.pop() if is_direct else f"{self._made}/{number}"
 
     def seen(self, path: str) -> str:
         """*path* as the process will find it."""
-        return f"{self._place}/{self._closed.index(path)}" if path in self._closed else path
+        return self._at.get(path, path)
 
-    def before(self) -> list[str]:
-        """The words to start a program with: it becomes the owner on the way. Empty where it already is."""
+    def before(self, first: str = "") -> list[str]:
+        """The words to start a program with, which becomes the owner on the way; *first*: lines of shell before that.
+
+        Empty where nothing is to be done.
+        """
         if self._owner is None:
-            return []
-        uid, gid = str(self._owner.uid), str(self._owner.gid)
-        if not self._closed:
-            return [_tool("setpriv"), "--reuid", uid, "--regid", gid, "--clear-groups", "--no-new-privs", "--"]
-        script = ["/bin/sh", "-c", _SCRIPT, "agentfs", self._place, uid, gid]
-        return [_tool("unshare"), "--mount", "--propagation", "slave", "--", *script, *self._closed, "--"]
+            return ["/bin/sh", "-c", f'set -e\n{first}\nexec "$@"', "agentfs"] if first else []
+        made = self._made if any(at.startswith(f"{self._made}/") for at in self._at.values()) else ""
+        pairs = [word for pair in self._at.items() for word in pair]
+        words = [made, str(self._owner.uid), str(self._owner.gid), *pairs, "--"]
+        script = ["/bin/sh", "-c", f"set -e\n{first}{_SCRIPT}", "agentfs", *words]
+        if not self._at:
+            return script
+        return [shutil.which("unshare", path=PATH) or "unshare", "--mount", "--propagation", "slave", "--", *script]
 
 
 def is_open(path: str, owner: Owner) -> bool:
@@ -58,7 +68,3 @@ def is_open(path: str, owner: Owner) -> bool:
         if not about.st_mode >> shift & 1:
             return False
     return True
-
-
-def _tool(name: str) -> str:
-    return shutil.which(name, path=PATH) or name

@@ -19,11 +19,8 @@ PATH: Final = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 HOSTNAME: Final = "agentfs"
 _IMAGE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}\Z")
 _LINKS: Final = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
-_ETC: Final = (
-    "alternatives", "ca-certificates", "ca-certificates.conf", "ethertypes", "ld.so.cache", "ld.so.conf",
-    "ld.so.conf.d", "localtime", "magic", "mime.types", "pki/ca-trust/extracted", "pki/tls/certs", "protocols",
-    "services", "ssl/certs", "ssl/openssl.cnf", "timezone",
-)  # fmt: skip
+_ETC: Final = ("alternatives", "ssl/certs", "pki/ca-trust/extracted", "pki/tls/certs")
+_COPIED: Final = ("ld.so.cache", "localtime", "mime.types", "protocols", "services", "ssl/openssl.cnf")  # no mounts
 _OURS: Final = frozenset({"proc", "sys", "dev", "tmp", VIEW[1:]})
 _NSSWITCH: Final = b"passwd: files\ngroup: files\nhosts: files dns\n"
 _HOSTS: Final = b"127.0.0.1 localhost\n::1 localhost\n127.0.1.1 agentfs\n"
@@ -46,7 +43,7 @@ def words(spec: Spec, workdir: str, image: Path | None, seen: Callable[[str], st
     yield from _host(spec) if image is None else _image(spec, image, seen)
     size = str(max(1, spec.limits.max_memory_mb // 2) * MIB)
     yield from ("--proc", "/proc", "--dev", "/dev")
-    for place in ("/dev/shm", "/tmp"):  # noqa: S108
+    for place in ("/dev/shm", "/tmp"):
         yield from ("--perms", "1777", "--size", size, "--tmpfs", place)
     yield from ("--bind", seen(workdir), spec.workdir)
     if spec.view:
@@ -66,13 +63,18 @@ def made(spec: Spec, owner: Owner, image: Path | None) -> dict[str, bytes]:
     }
     if spec.limits.allow_network and Path("/etc/resolv.conf").exists():
         files["/etc/resolv.conf"] = Path("/etc/resolv.conf").read_bytes()
-    if image is not None and (image / "etc").exists():  # read-only: only over files that it has
+    if image is None:
+        copied = (Path("/etc", name) for name in _COPIED)
+        return files | {str(path): path.read_bytes() for path in copied if path.is_file()}
+    if (image / "etc").exists():  # read-only: only over files that it has
         return {path: data for path, data in files.items() if _is_file(image / path[1:])}
     return files
 
 
 def _host(spec: Spec) -> Iterator[str]:
     yield from ("--ro-bind", "/usr", "/usr")
+    for place in ("/etc", "/etc/ssl"):
+        yield from ("--perms", "0755", "--dir", place)
     for name in _LINKS:
         path = Path("/") / name
         if path.is_symlink():
@@ -80,8 +82,9 @@ def _host(spec: Spec) -> Iterator[str]:
         elif path.is_dir():
             yield from ("--ro-bind", str(path), str(path))
     for name in _ETC:
-        yield from ("--ro-bind-try", f"/etc/{name}", f"/etc/{name}")
-    yield from ("--dir", "/var", "--symlink", "../tmp", "/var/tmp")  # noqa: S108
+        if Path("/etc", name).is_dir():
+            yield from ("--ro-bind", f"/etc/{name}", f"/etc/{name}")
+    yield from ("--dir", "/var", "--symlink", "../tmp", "/var/tmp")
 
 
 def _image(spec: Spec, image: Path, seen: Callable[[str], str]) -> Iterator[str]:
