@@ -1,4 +1,4 @@
-"""`Bubblewrap`: sandboxes by bwrap(1) on this machine: no daemon, no image needed, each command in a sandbox of its own.
+"""`Bubblewrap`: sandboxes by bwrap(1) on this machine: no daemon, no image needed, a new sandbox for each command.
 
 A session is its workdir and a small document beside it; nothing of a command outlives it, or the runtime. Code inside
 is an unprivileged user in new user, process, network, ipc, uts and control group name spaces, without capabilities,
@@ -12,7 +12,6 @@ import errno
 import importlib.util
 import os
 import posixpath
-import re
 import resource
 import shutil
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -21,7 +20,6 @@ from typing import Final
 
 import anyio
 import anyio.to_thread
-import msgspec
 
 from agentfs.containers.documents import Limits, Repo
 from agentfs.containers.port import Cause, Command, Exit, Happening, Output, Spec, Used
@@ -32,29 +30,17 @@ from agentfs.providers.containers.cgroup import Group, Groups, name_of
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.reach import Reach
+from agentfs.providers.containers.sessions import Sessions
 from agentfs.providers.containers.watched import Watched
 from agentfs.providers.containers.workdir import MIB, Owner, Workdir
 from agentfs.service import FileService
 
-AGENT: Final = Owner(65532, 65532)
-"""Who code in sandboxes is where the runtime is root: nobody else."""
-_ID: Final = re.compile(r"[a-z0-9-]{1,64}\Z")
 _PROBE: Final = ".health"
 _PROBE_S: Final = 5.0
 _ENV_MAX: Final = 2000  # names; bwrap takes 9000 words in all
 _OPEN_FILES: Final = 1024
 _KILLED, _TOO_LARGE = 137, 153  # SIGKILL, SIGXFSZ
 _REMOVE_TRIES: Final = 50
-
-
-class _Record(msgspec.Struct, kw_only=True):
-    """The document beside a workdir; no environment, no secret."""
-
-    id: str
-    agent: str
-    is_ended: bool = False
-    cpu_ms: int = 0
-    peak_memory_bytes: int = 0
 
 
 def find() -> str:
@@ -71,16 +57,16 @@ def find() -> str:
 class Bubblewrap:
     """The provider over one directory of sessions. To be used in one event loop, whose thread stays."""
 
-    def __init__(self, top: Path, images: Path, *, bwrap: str = "", groups: Groups | None = None) -> None:
-        """*top* holds the sessions and is the runtime's alone; *images* root file systems, one a directory.
+    def __init__(self, top: Path, owner: Owner, images: Path, *, bwrap: str = "", groups: Groups | None = None) -> None:
+        """*top* holds the sessions and is the runtime's alone; *owner*: who code in sandboxes is, itself unless root.
 
-        *bwrap*: where it is, "" to look for it. *groups*: where control groups are made, None to look for that.
+        *images*: root file systems, one a directory. *bwrap*: where it is, "" to look for it. *groups*: where control
+        groups are made, None to look for that.
         """
         self._top, self._images, self._bwrap = top, images, bwrap or find()
         top.mkdir(mode=0o711, parents=True, exist_ok=True)
-        is_root = os.geteuid() == 0
-        self._owner = AGENT if is_root else Owner(os.geteuid(), os.getegid())
-        self._become = AGENT if is_root else None
+        self._sessions = Sessions(top)
+        self._owner, self._become = owner, owner if os.geteuid() == 0 else None
         self._groups = Groups(name_of(top), top / "cgroups") if groups is None else groups
         self._filter, self._names = seccomp.program(), Names()
         self._live: dict[str, set[Cell]] = {}
@@ -127,20 +113,16 @@ class Bubblewrap:
 
     async def make(self, spec: Spec) -> None:
         """Make the workdir of *spec*. EEXIST, ENOENT for its image, EINVAL for a name, ENOTCONN."""
-        if not _ID.match(spec.id):
-            raise error(errno.EINVAL, detail="id: want [a-z0-9-]{1,64}")
         self._image(spec.image)
         if reason := await self.health():
             raise error(errno.ENOTCONN, detail=reason)
-        if self._document(spec.id).exists():
-            raise error(errno.EEXIST, detail=f"session {spec.id}")
-        self._keep(_Record(id=spec.id, agent=spec.agent))
+        self._sessions.make(spec.id, spec.agent)
         self._workdir(spec.id).make()
 
     async def run(self, spec: Spec, command: Command) -> AsyncGenerator[Happening, None]:
         """Run *command* in a sandbox of its own over the session's files; see the port."""
         workdir = self._workdir(spec.id)
-        if self._record(spec.id).is_ended or not workdir.path.is_dir():
+        if self._sessions.get(spec.id).is_ended or not workdir.path.is_dir():
             raise error(errno.ENOENT, detail=f"session {spec.id}")
         running = self._run(spec, command, workdir)
         try:
@@ -172,7 +154,7 @@ class Bubblewrap:
             if kind == "exec":
                 yield Output("stderr", f"{command.argv[0]}: {reason}\n".encode())
             ended = _exit(cell, group, reason) if kind in ("", "exec") else _failed(reason, command)
-            self._count_in(spec.id, ended.used)
+            self._sessions.count(spec.id, ended.used)
             yield ended
         finally:
             watched.stop()
@@ -182,35 +164,29 @@ class Bubblewrap:
 
     async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
         """Fill its workdir with what *repo* holds, by this machine's git; see the port."""
-        self._record(spec.id)
+        self._sessions.get(spec.id)
         await git.clone(self._workdir(spec.id), self._owner, repo, secret, spec.limits)
 
     async def quiet(self, spec: Spec) -> None:
         """End every command that runs in it. ENOENT when it is gone."""
-        self._record(spec.id)
+        self._sessions.get(spec.id)
         await self._stop(spec.id)
 
     async def end(self, id: str) -> None:
         """End everything in it; no command can be run in it any more."""
-        if _ID.match(id) and self._document(id).exists():
-            record = self._record(id)
-            record.is_ended = True
-            self._keep(record)
+        self._sessions.end(id)
         await self._stop(id)
 
     async def found(self) -> Sequence[str]:
         """The ids of all sessions here."""
-        with os.scandir(self._top) as entries:
-            return sorted(entry.name[:-5] for entry in entries if entry.name.endswith(".json"))
+        return self._sessions.found()
 
     async def remove(self, id: str) -> None:
         """End everything in it, then remove its files, then its document."""
-        if not _ID.match(id):
-            return
-        await self.end(id)
-        if self._document(id).exists():  # else the directory, if there is one, is another provider's
+        if self._sessions.has(id):  # else the directory, if there is one, is another provider's
+            await self.end(id)
             await anyio.to_thread.run_sync(self._workdir(id).remove)
-            self._document(id).unlink(missing_ok=True)
+            self._sessions.remove(id)
 
     def files(self, id: str) -> FileService:
         """Its workdir as files."""
@@ -218,7 +194,7 @@ class Bubblewrap:
 
     async def used(self, id: str) -> Used:
         """What its commands used that have ended, and what lies in its workdir. ENOENT."""
-        record = self._record(id)
+        record = self._sessions.get(id)
         size, _ = await anyio.to_thread.run_sync(self._workdir(id).used)
         return Used(record.cpu_ms, record.peak_memory_bytes, size)
 
@@ -295,34 +271,9 @@ class Bubblewrap:
     def _workdir(self, id: str) -> Workdir:
         return Workdir(self._top, id, self._owner)
 
-    def _document(self, id: str) -> Path:
-        return self._top / f"{id}.json"
-
-    def _record(self, id: str) -> _Record:
-        try:
-            if _ID.match(id):
-                return msgspec.json.decode(self._document(id).read_bytes(), type=_Record)
-        except FileNotFoundError:
-            pass
-        except msgspec.DecodeError as exc:
-            raise error(errno.EREMOTEIO, detail=f"session {id}: its document cannot be read") from exc
-        raise error(errno.ENOENT, detail=f"session {id[:64]}")
-
-    def _keep(self, record: _Record) -> None:
-        new = self._top / f".{record.id}.new"
-        new.write_bytes(msgspec.json.encode(record))
-        new.replace(self._document(record.id))
-
-    def _count_in(self, id: str, used: Used) -> None:
-        if self._document(id).exists():
-            record = self._record(id)
-            record.cpu_ms += used.cpu_ms or 0
-            record.peak_memory_bytes = max(record.peak_memory_bytes, used.peak_memory_bytes or 0)
-            self._keep(record)
-
 
 def _ulimits(limits: Limits) -> str:
-    """Lines of shell; they hold for bwrap too, and are set by itself: limits of another user's process may be closed."""
+    """Lines of shell that limit what follows: to limit another user's process takes a right that root may lack."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
     return f"ulimit -c 0; ulimit -n {files}; ulimit -f {limits.max_disk_mb * MIB // 512}\n"

@@ -5,6 +5,7 @@ It knows pipes and processes, and nothing of sessions or limits.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import re
@@ -34,7 +35,7 @@ Name = Literal["stdout", "stderr"]
 class Launch:
     """What is started: *bwrap* with *options* by the words *before* it.
 
-    *files*: what they hold, by where they are inside. *env* goes in unseen by other processes, and to no program outside.
+    *files*: what they hold, by where they are inside. *env* goes in unseen by others, and to no program outside.
     """
 
     bwrap: str
@@ -59,7 +60,7 @@ class Cell:
         self._inside = -1  # a descriptor of the first process in its name space
         self._lock = threading.Lock()  # held where it is used from any thread, and closed
         self._left, self._said, self._told = stdin, b"", b""
-        self._is_held = True
+        self._is_held, self._is_doomed = True, False
         self._poll = select.epoll()
         self._streams: dict[int, Name | Literal["status", "stdin"]] = {}
         self._status, status = os.pipe()
@@ -117,8 +118,11 @@ class Cell:
         return self.pid
 
     def go(self) -> None:
-        """Let the program begin."""
-        os.write(self._block, b"\n")
+        """Let the program begin, unless it was killed before."""
+        if self._is_doomed:
+            self.kill(self.cause)
+        else:
+            os.write(self._block, b"\n")
 
     async def read(self) -> list[Output] | None:
         """What came out meanwhile, at least one piece; None: it has ended, and all was read."""
@@ -141,9 +145,10 @@ class Cell:
     def kill(self, cause: Cause = "") -> None:
         """End everything in it now. From any thread; *cause* counts when nothing else ended it before."""
         with self._lock:
+            self.cause = self.cause or cause
+            self._is_doomed = True
             if self._inside < 0:
                 return
-            self.cause = self.cause or cause
             try:
                 signal.pidfd_send_signal(self._inside, signal.SIGKILL)
             except ProcessLookupError:
@@ -188,7 +193,7 @@ class Cell:
             await anyio.wait_readable(watched)
         finally:
             os.close(watched)
-        _, status, used = os.wait4(self._process.pid, 0)
+        _, status, used = os.wait4(self._process.pid, 0)  # noqa: ASYNC222  # it has ended
         self._process.returncode = os.waitstatus_to_exitcode(status)
         self.cpu_ms = round((used.ru_utime + used.ru_stime) * 1000)
         self.peak_memory_bytes = used.ru_maxrss * 1024
@@ -208,8 +213,9 @@ class Cell:
         for line in lines:
             told = msgspec.json.decode(line)
             if "child-pid" in told:
-                self._inside = os.pidfd_open(told["child-pid"])
                 self.pid = told["child-pid"]
+                with contextlib.suppress(ProcessLookupError):  # died at once: then the end tells
+                    self._inside = os.pidfd_open(self.pid)
             self.code = told.get("exit-code", self.code)
         if not data:
             self._forget(descriptor)

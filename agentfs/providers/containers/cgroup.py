@@ -149,7 +149,7 @@ class Groups:
             if path.name.startswith("agentfs-") and path.is_dir():
                 with os.scandir(path) as entries:
                     below = [Path(entry.path) for entry in entries if entry.is_dir()]
-                if not all([_removed(one) for one in [*below, path]]):
+                if not all(map(_removed, [*below, path])):
                     return False
         self._note.unlink(missing_ok=True)
         return True

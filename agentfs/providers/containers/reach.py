@@ -5,7 +5,6 @@ It opens nothing to anybody else: what is closed is bound, for that process alon
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -63,7 +62,7 @@ class Reach:
 def is_open(path: str, owner: Owner) -> bool:
     """Whether *owner* may pass through every directory above *path*."""
     for above in Path(path).parents:
-        about = os.stat(above)
+        about = above.stat()
         shift = 6 if about.st_uid == owner.uid else 3 if about.st_gid == owner.gid else 0
         if not about.st_mode >> shift & 1:
             return False

@@ -5,7 +5,6 @@ Nothing is started here; what is bound is read-only but for the workdir and the 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -92,8 +91,8 @@ def _image(spec: Spec, image: Path, seen: Callable[[str], str]) -> Iterator[str]
     hidden = set(_OURS)
     if not (image / spec.workdir[1:]).is_dir():
         hidden.add(spec.workdir.split("/")[1])
-    for name in sorted(os.listdir(image)):
-        path = image / name
+    for path in sorted(image.iterdir()):
+        name = path.name
         if name in hidden:
             continue
         if path.is_symlink():

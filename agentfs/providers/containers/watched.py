@@ -1,4 +1,4 @@
-"""`Watched`: what lies in a workdir, measured by a thread while a command runs, whether or not anybody reads its output.
+"""`Watched`: what lies in a workdir, measured by a thread while a command runs, whoever reads its output.
 
 It decides nothing but that there is too much.
 """
