@@ -224,7 +224,7 @@ class Bubblewrap:
         if len(env) > _ENV_MAX:
             raise error(errno.EINVAL, detail=f"env: over {_ENV_MAX} names")
         options = list(rootfs.words(spec, place, image, reach.seen))
-        options += ["--chdir", posixpath.join(spec.workdir, command.cwd)]
+        options += ["--chdir", posixpath.join(spec.workdir, command.cwd) if command.cwd else spec.workdir]
         before = reach.before(_ulimits(spec.limits) + (group.entry() if group else ""))
         is_there = image is not None and (image / "etc").exists()
         return Launch(
@@ -305,10 +305,7 @@ def _exit(cell: Cell, group: Group | None, reason: str) -> Exit:
     cause = causes.get(code, "")
     if not cause and code and group is not None and group.is_short_of_memory():
         cause = "memory"
-    cpu = group.cpu_ms() if group else None
-    peak = group.peak_memory_bytes() if group else None
-    used = Used(cell.cpu_ms if cpu is None else cpu, cell.peak_memory_bytes if peak is None else peak)
-    return Exit(code, cause, used)
+    return Exit(code, cause, Used(group.cpu_ms(), group.peak_memory_bytes()) if group else Used())
 
 
 def _failed(words: str, command: Command) -> Exit:

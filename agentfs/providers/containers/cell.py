@@ -54,7 +54,6 @@ class Cell:
     def __init__(self, launch: Launch, stdin: bytes = b"") -> None:
         """Start it; it stays before the first step of its program until `go`. EREMOTEIO."""
         self.cause: Cause = ""
-        self.cpu_ms = self.peak_memory_bytes = 0
         self.code: int | None = None  # what the program ended with; None: none ran, or nobody saw its end
         self.pid = 0
         self._inside = -1  # a descriptor of the first process in its name space
@@ -171,13 +170,13 @@ class Cell:
         self._poll.close()
 
     async def gone(self) -> None:
-        """Return when nothing in it runs any more; whoever reads it may not have noticed yet."""
-        if self._inside >= 0:
-            own = os.dup(self._inside)
-            try:
-                await anyio.wait_readable(own)
-            finally:
-                os.close(own)
+        """Return when nothing of it runs any more; whoever reads it may not have noticed yet."""
+        if self._process.returncode is None:
+            await _ended(os.pidfd_open(self._process.pid))
+        with self._lock:
+            inside = os.dup(self._inside) if self._inside >= 0 else -1
+        if inside >= 0:
+            await _ended(inside)
 
     def failure(self) -> tuple[str, str]:
         """Why no program ran: ("exec", the reason) or ("bwrap", its words); ("", "") when one did."""
@@ -188,15 +187,8 @@ class Cell:
         return "bwrap", self._said.decode(errors="replace").strip()
 
     async def _reap(self) -> None:
-        watched = os.pidfd_open(self._process.pid)
-        try:
-            await anyio.wait_readable(watched)
-        finally:
-            os.close(watched)
-        _, status, used = os.wait4(self._process.pid, 0)  # noqa: ASYNC222  # it has ended
-        self._process.returncode = os.waitstatus_to_exitcode(status)
-        self.cpu_ms = round((used.ru_utime + used.ru_stime) * 1000)
-        self.peak_memory_bytes = used.ru_maxrss * 1024
+        await _ended(os.pidfd_open(self._process.pid))
+        self._process.wait()
         with self._lock:
             if self._inside >= 0:
                 os.close(self._inside)
@@ -259,6 +251,14 @@ class Cell:
             await anyio.wait_readable(descriptor)
             self._spoken(descriptor, "stderr")
         return self._said.decode(errors="replace").removeprefix("bwrap: ").strip() or "ended without a word"
+
+
+async def _ended(process: int) -> None:
+    """Wait for the end of what the descriptor *process* stands for, and close that."""
+    try:
+        await anyio.wait_readable(process)
+    finally:
+        os.close(process)
 
 
 def _held(data: bytes, passed: list[int]) -> str:
