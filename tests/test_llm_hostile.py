@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path as FsPath
 
 import fake_anthropic
+import msgspec
 import pytest
 from dictfs import DictHandle, DictService
 from engines import fails
@@ -17,6 +18,8 @@ from fake_openai import FakeOpenAI, serving
 from llms import PRICES, made, own, said
 
 from agentfs.compute.port import Task
+from agentfs.engine.journal import hash_of
+from agentfs.engine.settings import parse_settings
 from agentfs.providers.clock import ManualClock
 from agentfs.providers.compute.anthropic import Anthropic
 from agentfs.providers.compute.messages import document
@@ -103,6 +106,17 @@ async def test_an_empty_answer_spoils_no_later_talk(
     await put(agent, json.dumps(config).encode(), "config")
     assert (await said(agent, "hello?", "m2"))["payload"] == "hello?"
     assert [m["role"] for m in claude.requests[-1]["messages"]] == ["user", "user"]
+
+
+async def test_a_key_that_a_model_took_beforehand_ends_the_loop(here: Driver, fake: FakeOpenAI) -> None:
+    """What it was talked into is its loss: the message is answered, and is no dead letter."""
+    agent = await made(here)
+    program = parse_settings(await whole(agent, "config")).program
+    turn = hash_of([msgspec.to_builtins(program), []])[:8]
+    ask = {"model": "echo", "input": {"messages": [{"role": "user", "content": "x"}]}, "max_cost_usd": 700}
+    taken = json.dumps({**ask, "idempotency_key": f"m1/{turn}/2"})
+    fake.script.extend([[("call", {"path": "compute/new", "text": taken})], "well"])
+    assert (await said(agent, "go"))["payload"].startswith("[stopped: EEXIST")
 
 
 async def test_deep_arguments_are_refused_by_the_provider() -> None:

@@ -156,7 +156,7 @@ class Turn:
         try:
             made = await self._submit(self._request(key))
         except OSError as exc:
-            if exc.errno in (errno.EDQUOT, errno.EFBIG):
+            if exc.errno in (errno.EDQUOT, errno.EEXIST, errno.EFBIG):
                 raise _Over(_told(exc)) from exc
             raise
         job = Path(f"compute/jobs/{made['job_id']}")
