@@ -12,7 +12,7 @@ import msgspec
 import pytest
 from dictfs import DictHandle, DictService
 from engines import fails
-from faces import put, whole
+from faces import load, put, whole
 from fake_anthropic import FakeAnthropic
 from fake_openai import FakeOpenAI, serving
 from llms import PRICES, made, own, said
@@ -106,6 +106,13 @@ async def test_an_empty_answer_spoils_no_later_talk(
     await put(agent, json.dumps(config).encode(), "config")
     assert (await said(agent, "hello?", "m2"))["payload"] == "hello?"
     assert [m["role"] for m in claude.requests[-1]["messages"]] == ["user", "user"]
+
+
+async def test_what_was_paid_for_nothing_is_told(here: Driver) -> None:
+    agent = await made(here, model="mute")
+    told = (await said(agent, "hello you"))["metadata"]["extra"]
+    day = (await load(own(here), "compute/usage"))["day"]
+    assert told["cost_usd"] == day["spent_usd"] > 0 and told["steps"] == 0
 
 
 async def test_a_key_that_a_model_took_beforehand_ends_the_loop(here: Driver, fake: FakeOpenAI) -> None:

@@ -168,6 +168,8 @@ class Turn:
             result = msgspec.json.decode(await _whole(self.files, Path(f"{job}/result")))
         except OSError as exc:
             if exc.errno == errno.ECANCELED or (made["status"] == "failed" and not made["is_new"]):
+                status = msgspec.json.decode(await _whole(self.files, Path(f"{job}/status")))
+                self.tally.cost_usd += status["cost_usd"] or 0  # what came to nothing may be paid all the same
                 raise _Over(_told(exc)) from exc
             raise
         self.tally.add(result)
