@@ -5,8 +5,9 @@
 {messages...} complete {prompt} embeddings {text | texts} image_generate {prompt} image_analyze {prompt, image}
 transcribe {audio} speak {text} custom:NAME; what else is in ``input`` goes to the model's server as it is, but for what
 the runtime decides (model, stream, n). A model that is not here needs a price, or the caller's own key. ``model`` is
-MODEL or PROVIDER/MODEL, "" for any. The same idempotency_key is the same job; with another request it is EEXIST. Past
-a budget: EDQUOT; over the approval threshold: EPERM; a model that nobody has: ENOENT, that the policy forbids: EACCES.
+MODEL or PROVIDER/MODEL, "" for any; a key goes only to a provider named so. The same idempotency_key is the same job;
+with another request it is EEXIST. Past a budget: EDQUOT; over the approval threshold: EPERM; a model that nobody has:
+ENOENT, that the policy forbids: EACCES.
 ``compute/jobs/<job>/status`` (R) pending | running | streaming | complete | failed | cancelled, times, provider, model.
 ``compute/jobs/<job>/result`` (R) the ComputeResponse; before the end EAGAIN, after a failure the job's own error.
 ``compute/jobs/<job>/stream`` (S) a ComputeChunk {job_id, delta, finish_reason?, usage?} a line.
