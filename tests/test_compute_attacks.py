@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import AsyncGenerator, Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
@@ -23,7 +24,10 @@ from agentfs.engine.money import COMPUTE
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
-from agentfs.rows import JobRow
+from agentfs.rows import HoldRow, JobRow
+from agentfs.services import Scope, Table
+from agentfs.services.compute import compute
+from agentfs.tree import Errors
 from agentfs.types import OPERATOR, Path, Principal
 
 OWN = "sk-own-0000000001"
@@ -275,3 +279,56 @@ def test_an_input_is_so_deep_at_most(depth: int) -> None:
         with pytest.raises(OSError, match="nested deeper") as caught:
             parse(doc)
         assert caught.value.errno == errno.EINVAL
+
+
+# -- ends --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("steps", range(4, 124, 8))
+async def test_who_asks_while_its_agent_is_terminated_leaves_no_job_behind(
+    store: Store, clock: ManualClock, steps: int
+) -> None:
+    stuck = Server()
+    stuck.is_stuck = True
+
+    async def ask(engine: Engine) -> None:
+        with contextlib.suppress(PermissionError):
+            await submitted(engine)
+
+    async with running(store, clock, providers=served(a=stuck)) as engine:
+        await opened(engine)
+        async with trio.open_nursery() as nursery:
+            for _ in range(12):
+                nursery.start_soon(ask, engine)
+            for _ in range(steps):
+                await trio.lowlevel.checkpoint()
+            await engine.verb("a", "terminate", OPERATOR)
+        await settle(engine)
+        rows = await store.scan(JobRow, "a")
+        assert {row.state for row in rows} <= {"cancelled", "failed"}
+        assert await store.count(HoldRow) == 0
+
+
+async def test_jobs_are_never_held_all_at_once(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each may hold a picture: neither a start nor a listing reads them all into memory."""
+    sizes, scan = list[int](), store.scan
+
+    async def counted(table: Any, *prefix: str, **how: Any) -> Any:
+        rows = await scan(table, *prefix, **how)
+        sizes.extend([len(rows)] if table is JobRow else [])
+        return rows
+
+    async with running(store, clock, providers=served(a=Server())) as engine:
+        await opened(engine)
+        made = [await submitted(engine) for _ in range(70)]
+        await settle(engine)
+    monkeypatch.setattr(store, "scan", counted)
+    async with running(store, clock, providers=served(a=Server())) as engine:
+        await settle(engine)
+        tree = compute(Scope(engine, "a", Errors(lambda path, exc: None), cast("Table", None)))
+        found = await tree.list(Path("jobs"))
+        rest = await tree.list(Path("jobs"), after=found[9].name, limit=20)
+    assert [st.name for st in found] == sorted(row.id for row in made) and rest == found[10:30]
+    assert sizes and max(sizes) <= 32

@@ -39,7 +39,7 @@ COMPLETE, FAILED, CANCELLED = "complete", "failed", "cancelled"
 LIVE = (PENDING, RUNNING, STREAMING)
 _GRACE_NS = 60_000_000_000  # behind a job's own time limit, the journal counts it as lost
 _WANTED_NS = 3_600_000_000_000  # a job whose time is over, and that may be replayed, is looked at again
-_FEW = 32
+FEW = 32
 
 
 def log_of(job: str) -> str:
@@ -125,15 +125,21 @@ class Jobs:
         """Take up what a process that died left: what was never sent is sent, the rest counts as failed and spent."""
         self._group, self._scribe = group, Scribe(self._core, group)
         for agent in await self._core.store.agents(JobRow):
-            for row in await self._core.store.scan(JobRow, agent):
-                if row.state == PENDING and row.has_key:
-                    await self.end(row, Ending(FAILED, errno.EREMOTEIO, "the caller's key is not kept", cost_usd=0))
-                elif row.state == PENDING:
-                    self._start(row, msgspec.json.decode(row.request, type=Request))
-                elif row.state in LIVE:
-                    await self.end(row, Ending(FAILED, errno.EREMOTEIO, UNKNOWN_OUTCOME, is_certain=False))
-                elif row.expires_ns is not None:
-                    self._watch(row.expires_ns)
+            after = ""
+            while rows := await self.rows(agent, after):
+                for row in rows:
+                    await self._take_up(row)
+                after = rows[-1].id
+
+    async def _take_up(self, row: JobRow) -> None:
+        if row.state == PENDING and row.has_key:
+            await self.end(row, Ending(FAILED, errno.EREMOTEIO, "the caller's key is not kept", cost_usd=0))
+        elif row.state == PENDING:
+            self._start(row, msgspec.json.decode(row.request, type=Request))
+        elif row.state in LIVE:
+            await self.end(row, Ending(FAILED, errno.EREMOTEIO, UNKNOWN_OUTCOME, is_certain=False))
+        else:
+            self._watch(row.expires_ns)
 
     def _start(self, row: JobRow, request: Request) -> None:
         key, group, scribe = (row.agent, row.id), self._group, self._scribe
@@ -211,6 +217,10 @@ class Jobs:
             raise error(errno.ENOENT, detail=f"no job {job!r}")
         return row
 
+    async def rows(self, agent: str, after: str, limit: int = FEW) -> Sequence[JobRow]:
+        """A few jobs behind the id *after*, at most *limit*: each may hold a large answer."""
+        return await self._core.store.scan(JobRow, agent, after=after or None, limit=min(limit, FEW))
+
     async def policy(self, agent: str) -> Policy:
         """What the operator lets *agent* ask for."""
         row = await self.models.row(agent, POLICY)
@@ -225,8 +235,8 @@ class Jobs:
         """Forget jobs whose time is over, with their streams."""
         now_ns = self._core.clock.now_ns()
         for agent in await self._core.store.agents(JobRow):
-            after: str | None = None
-            while rows := await self._core.store.scan(JobRow, agent, after=after, limit=_FEW):
+            after = ""
+            while rows := await self.rows(agent, after):
                 for row in rows:
                     if row.expires_ns is None or row.expires_ns > now_ns:
                         self._watch(row.expires_ns)

@@ -203,7 +203,8 @@ class Run:
             offer.model, self._request.kind, self._request.input, self._request.stream,
             key, self._most(offer),
         )  # fmt: skip
-        await self._core.commit(Put(self.row))
+        is_alive = Expect(AgentRow, (self.row.agent,), "terminated_at_ns", None, errno.EPERM)
+        await self._core.commit(is_alive, Put(self.row))
         self._models.began(offer.provider)
         begun_ns = self._core.clock.monotonic_ns()
         try:

@@ -105,8 +105,11 @@ class Compute:
 
     async def jobs(self, at: At, after: str, limit: int) -> Sequence[Entry]:
         """Jobs by id, in pages."""
-        rows = await self._core.store.scan(JobRow, self._agent, after=after or None, limit=limit)
-        return [Entry(row.id, _info(row)) for row in rows]
+        found: list[Entry] = []
+        while rows := await self._jobs.rows(self._agent, after, limit - len(found)):
+            found += [Entry(row.id, _info(row)) for row in rows]
+            after = rows[-1].id
+        return found
 
     # -- providers -------------------------------------------------------------------------------------------------
 
