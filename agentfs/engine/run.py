@@ -28,8 +28,8 @@ from agentfs.engine.scribe import Page, Scribe
 from agentfs.engine.timers import Timers
 from agentfs.errors import detail_of, error, row_of
 from agentfs.fault import point
-from agentfs.ports import Append, Change, Put
-from agentfs.rows import JobRow
+from agentfs.ports import Append, Change, Expect, Put
+from agentfs.rows import AgentRow, JobRow
 
 _RETRY_NS: Final = 500_000_000
 
