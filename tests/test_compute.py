@@ -121,7 +121,9 @@ async def test_what_a_provider_does_wrong_fails_the_job(
     driver: Driver, fake: FakeOpenAI, model: str, reason: str
 ) -> None:
     _, own = await pair(driver)
-    made = await call(own, "compute/new", chat("one two three", model, stream=True, api_key="sk-my-very-own-key"))
+    made = await call(
+        own, "compute/new", chat("one two three", f"local/{model}", stream=True, api_key="sk-my-very-own-key")
+    )
     status = await ended(own, made["job_id"])
     assert status["status"] == "failed" and status["errno"] == "EREMOTEIO" and reason in status["error"]
     await fails(errno.EREMOTEIO, whole(own, made["result_path"]))
