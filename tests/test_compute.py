@@ -154,8 +154,8 @@ async def test_a_job_is_cancelled(driver: Driver, fake: FakeOpenAI) -> None:
 
 async def test_a_budget_is_never_passed(driver: Driver, fake: FakeOpenAI) -> None:
     agent, own = await pair(driver)
-    script = "\n".join(
-        line if " compute " not in f" {line} " else "mount compute /compute budgeted per_day_usd=1000"
+    script = "".join(  # with its last newline it is whole at the close; without, when the kernel releases the file
+        f"{line}\n" if " compute " not in f" {line} " else "mount compute /compute budgeted per_day_usd=1000\n"
         for line in (await whole(agent, "ns")).decode().splitlines()
     )
     await put(agent, script.encode(), "ns")

@@ -72,7 +72,7 @@ def is_priced(offer: Offer, request: Request) -> bool:
     price = offer.price
     if price is None:
         return False
-    return bool(price.request_usd) or not price.counts_tokens or family(request.kind) not in UNCOUNTED
+    return not price.counts_tokens or family(request.kind) not in UNCOUNTED
 
 
 def is_covered(offer: Offer, request: Request, policy: Policy) -> bool:
