@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -53,6 +54,13 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("url, key: an embedded model has neither")
         if self.kind in ("openai", "workers_ai") and not self.url:
             raise ValueError(f"url: {self.kind} needs one")
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port, (parts.hostname or "").encode("idna")
+        except ValueError as exc:  # whoever connects would fail so, each time
+            raise ValueError(f"url: {exc}") from None
+        if not self.url.isprintable():
+            raise ValueError("url: it has characters that do not print")
 
 
 class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
