@@ -180,41 +180,44 @@ class Below(View):
         super().__init__(service)
         self._root = clean(root)
 
+    def _inner(self, path: Path) -> Path:
+        return join(self._root, path)
+
     async def _named(self, call: Awaitable[T], path: Path, new: Path | None = None) -> T:
         try:
             return await call
         except OSError as exc:
-            is_new = new is not None and exc.filename == join(self._root, new)
+            is_new = new is not None and exc.filename == self._inner(new)
             raise named(exc, new if is_new and new is not None else path) from None
 
     async def stat(self, path: Path) -> Stat:
-        found = await self._named(self._service.stat(join(self._root, path)), path)
+        found = await self._named(self._service.stat(self._inner(path)), path)
         return found if path else replace(found, name="")
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
-        return await self._named(self._service.list(join(self._root, path), after, limit), path)
+        return await self._named(self._service.list(self._inner(path), after, limit), path)
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        call = self._service.open(join(self._root, path), mode, want=want)
+        call = self._service.open(self._inner(path), mode, want=want)
         return NamedHandle(await self._named(call, path), path)
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         self._refuse_root(path)
-        call = self._service.create(join(self._root, path), mode, want=want)
+        call = self._service.create(self._inner(path), mode, want=want)
         return NamedHandle(await self._named(call, path), path)
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
         self._refuse_root(path)
-        await self._named(self._service.mkdir(join(self._root, path), want=want), path)
+        await self._named(self._service.mkdir(self._inner(path), want=want), path)
 
     async def remove(self, path: Path, *, want: Want = NO_WANT) -> None:
         self._refuse_root(path)
-        await self._named(self._service.remove(join(self._root, path), want=want), path)
+        await self._named(self._service.remove(self._inner(path), want=want), path)
 
     async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
         self._refuse_root(old)
         self._refuse_root(new)
-        call = self._service.rename(join(self._root, old), join(self._root, new), want=want)
+        call = self._service.rename(self._inner(old), self._inner(new), want=want)
         await self._named(call, old, new)
 
     def _refuse_root(self, path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The author's declarations: `File Queue Ctl Call Stream Data Dir`, each a plain table entry.
+"""The author's declarations: `File Queue Ctl Call Stream Data Dir Graft`, each a plain table entry.
 
 A node says what a file can do and which functions do it; how handles behave is in the sibling modules.
 """
@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeAlias
 
 from agentfs.record import Log
+from agentfs.service import FileService
 from agentfs.types import NO_WANT, OPERATOR, Kind, Path, Principal, Want
 
 
@@ -215,7 +216,8 @@ class Dir:
 
     def may_change(self, principal: Principal) -> bool:
         """Names can be added or removed, and the grant of *principal* allows it."""
-        changes = self.create or self.mkdir or self.rename or (self.each is not None and self.each.remove)
+        each_changes = not isinstance(self.each, Graft) and self.each is not None and self.each.remove
+        changes = self.create or self.mkdir or self.rename or each_changes
         return bool(changes) and (principal.is_operator or not self.operator)
 
     def mode(self, principal: Principal) -> int:
@@ -236,4 +238,19 @@ class Dir:
         return name[len(prefix) : len(name) - len(suffix)] if fits and self.each else None
 
 
-Node: TypeAlias = File | Queue | Call | Stream | Data | Ctl | Dir
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Graft:
+    """A name below which everything is another service's, attached to whoever asks.
+
+    ``service(at)`` gives it. Names below mean what that service says: a stream's twins do not exist there. Below it
+    whoever may write by the mount table writes; each write is a unit that a budgeted mount takes its price for, unless
+    the service ``pays`` by itself.
+    """
+
+    name: str
+    service: Callable[[At], Awaitable[FileService]]
+    pays: bool = False
+    kind: ClassVar[Kind] = Kind.DIR
+
+
+Node: TypeAlias = File | Queue | Call | Stream | Data | Ctl | Dir | Graft

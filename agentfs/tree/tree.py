@@ -17,8 +17,9 @@ from agentfs.errors import error
 from agentfs.limits import Limits
 from agentfs.ports import LogHead
 from agentfs.service import FileHandle, FileService
+from agentfs.tree.grafts import Grafted, graft, has_graft, unreachable
 from agentfs.tree.handles import Errors, Opening
-from agentfs.tree.nodes import At, Data, Dir, Entry, File, Info, Leaf, Node, Stream
+from agentfs.tree.nodes import At, Data, Dir, Entry, File, Graft, Info, Leaf, Node, Stream
 from agentfs.tree.opening import open_leaf, open_twin
 from agentfs.types import (
     NO_WANT,
@@ -52,6 +53,7 @@ class Tree(FileService):
         self, *entries: Node, root: Dir | None = None, errors: Errors | None = None, limits: Limits | None = None
     ) -> None:
         self._root = root or Dir(entries=entries)
+        self._has_graft = has_graft(self._root)
         self._limits = limits or Limits()
         self._errors = errors or Errors()
         self._principal = OPERATOR
@@ -83,10 +85,13 @@ class Tree(FileService):
         return At(path, params, self._principal, want)
 
     async def _walk(self, path: Path, want: Want = NO_WANT) -> tuple[Node, At]:
+        """The node of *path* and where it is; a `Graft`, wherever below it the path leads."""
         node: Node = self._root
         params: dict[str, str] = {}
         top = ROOT
         for name in path.split("/") if path != ROOT else ():
+            if isinstance(node, Graft):
+                return node, self._at(top, params, want)
             if not isinstance(node, Dir):
                 raise error(errno.ENOTDIR, path)
             child = await self._child(node, self._at(top, params), name)
@@ -107,6 +112,13 @@ class Tree(FileService):
             at.params[top.slot[1]] = key  # type: ignore[index]  # _walk gave a dict
             return top.each
         return None
+
+    async def _below(self, path: Path, want: Want) -> Grafted | None:
+        """What *path* is in, where that is a graft; the graft itself is in its directory."""
+        if not self._has_graft:
+            return None
+        node, at = await self._walk(split(path)[0], want)
+        return await graft(node, at) if isinstance(node, Graft) else None
 
     async def _is_new(self, path: Path) -> bool:
         """Whether *path* was created and its document is not written yet."""
@@ -141,10 +153,12 @@ class Tree(FileService):
         if (twin := await self._twin(path)) is not None:
             return twin
         node, at = await self._walk(path)
-        return await self._stat(node, at, None)
+        return await ((await graft(node, at)).stat(path) if isinstance(node, Graft) else self._stat(node, at, None))
 
     async def _stat(self, node: Node, at: At, info: Info | None) -> Stat:
         name, number = split(at.path)[1], _number(at.path)
+        if isinstance(node, Graft):
+            return await (await graft(node, at)).stat(at.path)
         if isinstance(node, Dir):
             sticky = S_ISVTX if node.is_protected and await node.is_protected(at) else 0
             return Stat(name, node.mode(self._principal) | sticky, qid=Qid(number), kind=Kind.DIR)
@@ -194,6 +208,8 @@ class Tree(FileService):
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
         node, at = await self._walk(path)
+        if isinstance(node, Graft):
+            return await (await graft(node, at)).list(path, after, limit)
         if not isinstance(node, Dir):
             raise error(errno.ENOTDIR, path)
         fixed: dict[str, tuple[Node, Entry | None]] = {e.name: (e, None) for e in node.entries}
@@ -218,6 +234,10 @@ class Tree(FileService):
             stats = [await self._stat(child, here, entry.info if entry else None)]
         except FileNotFoundError:  # removed since it was listed
             return ()
+        except OSError:
+            if not isinstance(child, Graft):
+                raise
+            return [unreachable(here.path)]
         if isinstance(child, Stream) and len(heads := await (await child.log(here)).heads()) > 1:
             older = At(join(top, f"{name}.1"), params, self._principal)
             stats.append(self._stat_log(child, older, heads[0]))
@@ -231,6 +251,8 @@ class Tree(FileService):
             self._permit(node, path, mode)
             return await open_twin(node, cursor, self._opening(at, mode, node))
         leaf, at = await self._walk(path, want)
+        if isinstance(leaf, Graft):
+            return await (await graft(leaf, at)).open(path, mode, want=want)
         if isinstance(leaf, Dir):
             raise error(errno.EISDIR, path)
         self._permit(leaf, path, mode)
@@ -284,6 +306,8 @@ class Tree(FileService):
             raise error(errno.EINVAL, at.path, f"name {name!r}: want {want}")
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        if (below := await self._below(path, want)) is not None:
+            return await below.create(path, mode, want=want)
         top, at = await self._parent(path, want)
         if await self._exists(path):
             if want.exclusive:
@@ -309,6 +333,9 @@ class Tree(FileService):
         return bool(fits) and any(isinstance(e, File) and e.may_write(self._principal) for e in files)
 
     async def mkdir(self, path: Path, *, want: Want = NO_WANT) -> None:
+        if (below := await self._below(path, want)) is not None:
+            await below.mkdir(path, want=want)
+            return
         top, at = await self._parent(path, want)
         if await self._exists(path):
             raise error(errno.EEXIST, path)
@@ -319,6 +346,9 @@ class Tree(FileService):
 
     async def remove(self, path: Path, *, want: Want = NO_WANT) -> None:
         node, at = await self._walk(path, want)
+        if isinstance(node, Graft):
+            await (await graft(node, at)).remove(path, want=want)
+            return
         if path in self._scratch:
             del self._scratch[path]
         elif await self._is_new(path):
@@ -330,6 +360,12 @@ class Tree(FileService):
             self._pending.pop(path, None)
 
     async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
+        below, target_below = await self._below(old, want), await self._below(new, want)
+        if below is not None and target_below is not None and below.root == target_below.root:
+            await below.rename(old, new, want=want)
+            return
+        if below is not None or target_below is not None:
+            raise error(errno.EXDEV, new)
         await self._walk(old)
         exists = await self._exists(new)
         if exists and want.exclusive:
