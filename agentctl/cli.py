@@ -18,7 +18,7 @@ from typing import Annotated
 import msgspec
 import typer
 
-from agentctl import chat, messages, models, rights
+from agentctl import boxes, chat, messages, models, rights
 from agentctl.command import Ca, Cert, Form, Key, Options, Session, Signer, State, Token, Url, add, group
 from agentctl.output import INTERRUPTED, PIPE_CLOSED, exit_code, failure, legend, printable, silence
 from agentctl.wire import Entry, tidy
@@ -287,7 +287,7 @@ def runtime(session: Session) -> None:
 
 COMMANDS: dict[str, Callable[..., None]] = {
     "list": list_, "create": create, "delete": delete, "status": status, "send": send, "chat": chat.chat,
-    "tick": tick, "ctl": ctl,
+    "run": boxes.run, "tick": tick, "ctl": ctl,
     "logs": logs, "read": read, "write": write, "ls": ls, "watch": watch, "runtime": runtime,
 }  # fmt: skip
 for _name, _run in COMMANDS.items():
@@ -298,6 +298,7 @@ GROUPS: dict[str, tuple[Callable[..., None], dict[str, Callable[..., None]]]] = 
     "approvals": (rights.approvals, rights.APPROVAL_COMMANDS),
     "identity": (rights.identities, rights.IDENTITY_COMMANDS),
     "compute": (models.compute, models.COMMANDS),
+    "containers": (boxes.containers, boxes.COMMANDS),
 }
 for _name, (_run, _commands) in GROUPS.items():
     _below = group(app, _name, _run)

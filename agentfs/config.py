@@ -55,6 +55,18 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError(f"url: {self.kind} needs one")
 
 
+class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An engine of sandboxes: ``socket`` is where docker's listens; what an hour costs is in micro-USD."""
+
+    kind: Literal["bubblewrap", "docker"]
+    socket: Annotated[str, msgspec.Meta(pattern=r"^(/[^\x00]+)?\Z", max_length=100)] = ""
+    usd_per_hour: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
+
+    def __post_init__(self) -> None:
+        if self.kind == "bubblewrap" and self.socket:
+            raise ValueError("socket: bubblewrap has none")
+
+
 @dataclass(frozen=True, slots=True)
 class Config:
     """The runtime's options, checked and with absolute paths. ``mount`` is None exactly when ``fuse`` is False.
@@ -77,6 +89,7 @@ class Config:
     log_level: Level = "info"
     drain_seconds: int = 10
     providers: Mapping[str, Upstream] = field(default_factory=dict)
+    sandboxes: Mapping[str, Engine] = field(default_factory=dict)
     discover: bool = True
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -118,7 +131,8 @@ def _declared() -> Iterator[Option]:
     yield Option("log_level", Level, "info", "least severe record that is logged")
     yield Option("drain_seconds", Annotated[int, msgspec.Meta(ge=0, le=3600)], 10, "wait for running ticks at a stop")
     yield Option("providers", dict[Name, Upstream], {}, "servers of models by name: kind, url, key")
-    yield Option("discover", bool, True, "use models found here: servers on their usual ports, the embedded one")
+    yield Option("sandboxes", dict[Name, Engine], {}, "engines of sandboxes by name: kind, socket, usd_per_hour")
+    yield Option("discover", bool, True, "use what is found here: models on their usual ports, engines of sandboxes")
     yield Option("tls_cert", Text, None, "PEM certificate of the HTTP face, which then speaks TLS only")
     yield Option("tls_key", Text, None, "PEM private key of tls_cert")
     yield Option("tls_client_ca", Text, None, "PEM authority of the certificates that clients then need")
@@ -226,7 +240,7 @@ def _from_file(document: toml.Document) -> dict[str, _Found]:
     for key, value in _leaves(document.values, ()):
         where = document.where(key)
         option = _option(".".join(key), where)
-        if option.name == "providers" and isinstance(value, dict):
+        if option.name in ("providers", "sandboxes") and isinstance(value, dict):
             for name, place in value.items():
                 _checked(option, {name: place}, document.where((*key, name)), Path())
         found[option.name] = _Found(_checked(option, value, where, Path(document.name).parent), f"file {where}")
@@ -265,7 +279,7 @@ def _read(option: Option, text: str) -> Any:
     """The form that text of a flag or of the environment has: a list by commas, a document as JSON."""
     if option.name == "hosts":
         return [part.strip() for part in text.split(",") if part.strip()]
-    if option.name in ("default_program", "providers"):
+    if option.name in ("default_program", "providers", "sandboxes"):
         return msgspec.json.decode(text)
     return text.lower() if option.kind is bool else text
 

@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path as FsPath
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 import trio
@@ -22,8 +22,11 @@ from agentfs import logline
 from agentfs.checked import Checked
 from agentfs.compute.port import ComputeProvider
 from agentfs.config import Config
+from agentfs.containers.port import VIEW, Inside, Offer
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
+from agentfs.engine.journal import hash_of
+from agentfs.engine.sandboxes import Housing
 from agentfs.engine.settings import InlineProgram, LlmProgram, Settings, parse_settings
 from agentfs.errors import only
 from agentfs.faces.http import Face, app, serve, tls
@@ -31,6 +34,7 @@ from agentfs.house import build
 from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.compute import catalog
+from agentfs.providers.containers import catalog as boxes
 from agentfs.providers.keys.kept import keeping
 from agentfs.providers.keys.wire import Source
 from agentfs.providers.programs.execute import Execute
@@ -44,6 +48,8 @@ from agentfs.types import Principal
 from agentfs.watchdog import watching
 
 log = logging.getLogger(__name__)
+SOCKET: Final = "/run/agentfs.sock"
+"""Where HTTP is inside a sandbox."""
 
 
 class Programs:
@@ -113,6 +119,22 @@ async def models(config: Config) -> AsyncIterator[Mapping[str, tuple[ComputeProv
 
 
 @asynccontextmanager
+async def engines(config: Config) -> AsyncIterator[Mapping[str, Offer]]:
+    """The engines of sandboxes that *config* names, and those that work here; closed at the end, sandboxes stay."""
+    home = StateDir(config.state)
+    place = boxes.Place(home.sandboxes, home.images, boxes.owner(), hash_of(str(config.state))[:12])
+    named = {n: Offer(boxes.make(e.kind, place, e.socket), e.usd_per_hour) for n, e in config.sandboxes.items()}
+    here = await boxes.found(place) if config.discover else {}
+    offers = {name: Offer(provider) for name, provider in here.items() if name not in named} | named
+    try:
+        yield offers
+    finally:
+        with trio.CancelScope(shield=True):
+            for offer in offers.values():
+                await offer.provider.aclose()
+
+
+@asynccontextmanager
 async def signing(config: Config, clock: Clock, phrase: int) -> AsyncIterator[Signer]:
     """The keys *config* names, opened with the passphrase on the descriptor *phrase* if that is not -1."""
     home = StateDir(config.state)
@@ -131,13 +153,14 @@ class Runtime:
 
     def __init__(
         self, config: Config, store: Store, clock: Clock, operator_token: str, signer: Signer,
-        providers: Mapping[str, tuple[ComputeProvider, str]], gate: tls.Gate | None = None,
+        providers: Mapping[str, tuple[ComputeProvider, str]], offers: Mapping[str, Offer],
+        gate: tls.Gate | None = None,
     ) -> None:  # fmt: skip
         self.config, self.clock, self._store, self._gate = config, clock, store, gate
         self._programs = Programs(config, clock, lambda agent: self.tokens.of_agent(agent))
         self.engine = Engine(
             store, clock, config.limits, self._programs.load, self._view, secret=operator_token, signer=signer,
-            providers=providers,
+            providers=providers, housing=Housing(offers, self._inside),
         )  # fmt: skip
         self.tokens = self.engine.tokens
         default = parse_settings(msgspec.json.encode({"program": dict(config.default_program)}))
@@ -149,6 +172,19 @@ class Runtime:
 
     def _view(self, agent: str) -> Any:
         return self._spaces.view(Principal("agent", agent))
+
+    async def _inside(self, agent: str) -> Inside:
+        """What every sandbox of *agent* gets: its namespace as files and over HTTP, by its own token."""
+        home, view = StateDir(self.config.state), ""
+        env = {
+            "AGENTFS_AGENT": agent,
+            "AGENTFS_TOKEN": self.tokens.of_agent(agent),
+            "AGENTFS_SOCKET": SOCKET,
+            "AGENTFS_URL": "http://localhost",
+        }
+        if self.config.mount is not None:
+            env, view = {**env, "AGENTFS_ROOT": VIEW}, str(self.config.mount / "views" / agent)
+        return Inside(env, view, {SOCKET: str(home.socket)})
 
     def ready(self) -> str | None:
         """None when everything answers, else what is missing."""
@@ -193,7 +229,10 @@ class Runtime:
         self, face: Face, stopping: trio.Event, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
         try:
-            await serve(face, self.config.listen, shutdown=stopping.wait, tls=self._gate, task_status=task_status)
+            await serve(
+                face, self.config.listen, shutdown=stopping.wait, tls=self._gate, task_status=task_status,
+                local=StateDir(self.config.state).socket,
+            )  # fmt: skip
         finally:
             self._served.set()
 
@@ -208,7 +247,8 @@ class Runtime:
 
         with scope:
             service = self._tree.attach(Principal("operator"))
-            await serve_mount(service, at, usage=usage, task_status=task_status)
+            whose = boxes.owner()
+            await serve_mount(service, at, usage=usage, lent=(whose.uid, whose.gid), task_status=task_status)
         if not scope.cancelled_caught and self._missing is None:
             log.warning("unmounted from outside: stopping")
             os.kill(os.getpid(), signal.SIGTERM)
@@ -251,10 +291,10 @@ async def run(config: Config, phrase: int = -1) -> None:
     try:
         async with (
             signing(config, clock, phrase) as signer, opened(config, clock) as store, models(config) as providers,
-            trio.open_nursery() as nursery,
+            engines(config) as offers, trio.open_nursery() as nursery,
         ):  # fmt: skip
             nursery.start_soon(_signals, stop)
-            await Runtime(config, store, clock, token, signer, providers, gate).run(stop)
+            await Runtime(config, store, clock, token, signer, providers, offers, gate).run(stop)
             nursery.cancel_scope.cancel()
     except BaseExceptionGroup as group:
         raise only(group) from group

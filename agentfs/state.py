@@ -74,6 +74,21 @@ class StateDir:
         return self.path / "turn.lock"
 
     @property
+    def socket(self) -> Path:
+        """Where HTTP is served to what runs in sandboxes."""
+        return self.path / "http.sock"
+
+    @property
+    def sandboxes(self) -> Path:
+        """The directory of each session in a sandbox."""
+        return self.path / "sandboxes"
+
+    @property
+    def images(self) -> Path:
+        """Root file systems for bubblewrap, a directory each."""
+        return self.path / "images"
+
+    @property
     def ca(self) -> Path:
         """The directory of this state's own certificate authority."""
         return self.path / "ca"

@@ -56,13 +56,17 @@ class Repo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """ContainerRequest: the document written to ``containers/new``; amounts are micro-USD."""
+    """ContainerRequest: the document written to ``containers/new``; amounts are micro-USD.
+
+    ``stdin`` is for the first of ``commands``. Values of ``env`` may be ``secret:NAME``.
+    """
 
     kind: Kind = "ephemeral"
     provider: str = ""
     image: str = ""
     repo: Repo | None = None
     commands: list[Words] = []
+    stdin: str = ""
     artifacts: list[str] = []
     workdir: str = "/work"
     env: dict[str, str] = {}

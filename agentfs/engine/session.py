@@ -112,7 +112,8 @@ class Session:
         runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(self.row.id))
         env, end = await self._secrets.used(self.row.agent, self.request.env), End(COMPLETE)
         for number, words in enumerate(self.request.commands):
-            outcome = await runner.run(Command(f"{self.row.id}-{number}", argv_of(words), env))
+            stdin = self.request.stdin.encode() if number == 0 else b""
+            outcome = await runner.run(Command(f"{self.row.id}-{number}", argv_of(words), env, stdin=stdin))
             self.results.append(outcome.shown(words))
             end = ended(outcome)
             if end.exit_code != 0:
@@ -128,7 +129,7 @@ class Session:
         with anyio.CancelScope() as self.execs[row.id]:
             try:
                 env = await self._secrets.used(row.agent, {**self.request.env, **asked.env})
-                stdin, argv = asked.stdin.encode(errors="replace"), argv_of(asked.command)
+                stdin, argv = asked.stdin.encode(), argv_of(asked.command)
                 outcome = await runner.run(Command(f"{row.session}-{row.id}", argv, env, asked.cwd, stdin))
             except OSError as exc:
                 failure = exc

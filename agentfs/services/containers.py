@@ -1,7 +1,7 @@
 """containers: run code that nobody trusts, in sandboxes, as files. It costs: mount it budgeted.
 
-``containers/new`` (C) takes a ContainerRequest {"kind"?, "provider"?, "image"?, "repo"?, "commands"?, "artifacts"?,
-"workdir"?, "env"?, "limits"?, "max_cost_usd"?, "idempotency_key"?, "timeout_ms"?} and answers {session_id, status, and
+``containers/new`` (C) takes a ContainerRequest {"kind"?, "provider"?, "image"?, "repo"?, "commands"?, "stdin"?,
+"artifacts"?, "workdir"?, "env"?, "limits"?, "max_cost_usd"?, "idempotency_key"?, "timeout_ms"?} and answers {session_id, status, and
 the paths} at once. ``kind`` ephemeral runs its ``commands`` (a line of shell, or a list of words) until one fails;
 build does too and names its ``artifacts`` (globs below the workdir) with size and sha256; interactive stays until it is
 stopped or its time is over. ``repo`` {url, git_ref?, subdir?, auth?} is cloned first; ``auth``, and values of ``env``,

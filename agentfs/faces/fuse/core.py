@@ -22,7 +22,7 @@ from agentfs.errors import error
 from agentfs.faces.fuse.blocked import Blocked, Opener
 from agentfs.faces.fuse.inodes import Inodes, Node
 from agentfs.faces.fuse.listing import Listing
-from agentfs.faces.fuse.owners import Owners
+from agentfs.faces.fuse.owners import Owners, shown
 from agentfs.service import FileHandle, FileService
 from agentfs.types import Mode, Path, Stat, Want, clean, join
 
@@ -144,8 +144,7 @@ class Core:
             if snapshot is not None:
                 size = snapshot
                 break
-        mode = self._owners.mode(node.path, stat.mode)
-        return Attr(node.ino, mode, size, stat.mtime_ns or self._born_ns, self._owners.of(node.path))
+        return Attr(node.ino, shown(stat.mode), size, stat.mtime_ns or self._born_ns, self._owners.of(node.path))
 
     async def _stat(self, node: Node) -> Stat:
         while True:
@@ -180,7 +179,7 @@ class Core:
         """Truncate; a mode or owner that is already shown is accepted, any other EPERM; times are ignored."""
         node = self.inodes.get(ino)
         stat = await self._stat(node)
-        if mode is not None and (mode ^ self._owners.mode(node.path, stat.mode)) & 0o7777:
+        if mode is not None and (mode ^ shown(stat.mode)) & 0o7777:
             raise error(errno.EPERM, node.path, "the mode says what the file can do and cannot be changed")
         if any(new not in (None, now) for new, now in zip(owner, self._owners.of(node.path), strict=True)):
             raise error(errno.EPERM, node.path, "the owner cannot be changed")

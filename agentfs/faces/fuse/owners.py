@@ -1,6 +1,6 @@
 """`Owners`: whose each node of a mount is, and what its mode shows: only an owner has access, group and others never.
 
-Where root serves, code in sandboxes is another user: the views are that user's, and the way to them can be walked.
+Where root serves, code in sandboxes is another user: the views of agents are that user's.
 """
 
 from __future__ import annotations
@@ -26,10 +26,8 @@ class Owners:
         is_lent = self._lent is not None and path.startswith(f"{VIEWS}/")
         return self._lent if is_lent and self._lent else self._own
 
-    def mode(self, path: Path, mode: int) -> int:
-        """*mode* as it is shown at *path*."""
-        mode &= ~0o077
-        if not _stat.S_ISDIR(mode) or not mode & 0o400:
-            return mode
-        is_way = self._lent is not None and (not path or path == VIEWS)
-        return mode | (0o111 if is_way else 0o100)
+
+def shown(mode: int) -> int:
+    """*mode* without what group and others might do."""
+    mode &= ~0o077
+    return mode | 0o100 if _stat.S_ISDIR(mode) and mode & 0o400 else mode

@@ -7,6 +7,7 @@ import socket
 import ssl
 from collections.abc import Awaitable, Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -34,16 +35,19 @@ def _settings() -> Config:
 
 async def serve(
     face: Face, listen: str, *, shutdown: Callable[[], Awaitable[object]], tls: ssl.SSLContext | None = None,
+    local: Path | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:  # fmt: skip
     """Serve *face* at ``HOST:PORT`` (port 0: any) until *shutdown* returns, then at most 10 s for what runs.
 
-    Over *tls* only where that is given. Started with the address bound. Raises OSError (EADDRINUSE ...) when it
+    Over *tls* only where that is given. *local*: a socket in the file system that is served too, without TLS; whoever
+    can open it needs a token all the same. Started with the address bound. Raises OSError (EADDRINUSE ...) when it
     cannot bind.
     """
     listener: trio.abc.Listener[Any] = trio.SocketListener(trio.socket.from_stdlib_socket(bound := _bind(listen)))
     if tls is not None:
         listener = trio.SSLListener(listener, tls, https_compatible=True)
+    listeners = [listener] if local is None else [listener, _local(local)]
     config = _settings()
     context, app = WorkerContext(None), ASGIWrapper(face)  # type: ignore[arg-type]  # hypercorn's own typing of ASGI
 
@@ -51,13 +55,23 @@ async def serve(
         await Connection(app, config, context, ConnectionState({}), stream)
 
     async with trio.open_nursery() as connections, trio.open_nursery() as accepting:
-        accepting.start_soon(partial(trio.serve_listeners, talk, [listener], handler_nursery=connections))
+        accepting.start_soon(partial(trio.serve_listeners, talk, listeners, handler_nursery=connections))
         task_status.started(repr_socket_addr(bound.family, bound.getsockname()))
         await shutdown()
         await face.close()
         await context.terminated.set()
         accepting.cancel_scope.cancel()
         connections.cancel_scope.deadline = trio.current_time() + GRACE_SECONDS
+
+
+def _local(path: Path) -> trio.SocketListener:
+    """A listener at *path*, in the place of what a runtime that died left there."""
+    path.unlink(missing_ok=True)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound.bind(str(path))
+    path.chmod(0o666)  # who may come this far is said by the directory, and who may do what by the token
+    bound.listen(128)
+    return trio.SocketListener(trio.socket.from_stdlib_socket(bound))
 
 
 def _bind(listen: str) -> socket.socket:
