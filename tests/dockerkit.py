@@ -10,11 +10,59 @@ import sys
 import sysconfig
 import tempfile
 import time
+from contextlib import aclosing
 from pathlib import Path
+from typing import Any, Final, NamedTuple
 
+from agentfs.containers.documents import Limits, Words, argv_of
+from agentfs.containers.port import Command, Exit, Spec
+from agentfs.providers.containers.docker import Docker, Options
+from agentfs.providers.containers.workdir import Owner
+
+OWNER: Final = Owner(65532, 65532)
 BUSYBOX, PYTHON = "agentfs-test/busybox:1", "agentfs-test/python:1"
 _STARTS_S = 60
 _STOPS_S = 30
+
+
+class Boxes:
+    """A provider over *engine*, whose code runs as nobody of this machine, and one session of it at a time."""
+
+    def __init__(self, engine: Engine, top: Path, runtime: str = "suite", **options: Any) -> None:
+        top.chmod(0o711)
+        for parent in top.parents:
+            if parent.stat().st_mode & 0o001 == 0:
+                parent.chmod(parent.stat().st_mode | 0o011)  # pytest's own directories are closed
+        self.top = top / "boxes"
+        self.provider = Docker(self.top, OWNER, runtime, Options(engine.address, BUSYBOX, **options))
+        self.count = 0
+
+    def spec(self, id: str = "s1", image: str = "", view: str = "", **limits: Any) -> Spec:
+        given = {"max_memory_mb": 64, "max_disk_mb": 8, "max_processes": 40, "max_files": 2000} | limits
+        return Spec(id, "ada", image, limits=Limits(**given), view=view)
+
+    async def run(self, spec: Spec, words: Words, **about: Any) -> Ran:
+        """Run *words* to the end."""
+        self.count += 1
+        out, err, ended = bytearray(), bytearray(), None
+        async with aclosing(self.provider.run(spec, Command(str(self.count), argv_of(words), **about))) as happenings:
+            async for happening in happenings:
+                if isinstance(happening, Exit):
+                    assert ended is None
+                    ended = happening
+                else:
+                    (err if happening.stream == "stderr" else out).extend(happening.data)
+        assert ended is not None
+        return Ran(ended.code, ended.cause, bytes(out).decode(), bytes(err).decode())
+
+
+class Ran(NamedTuple):
+    """How a command ended and what it said."""
+
+    code: int
+    cause: str
+    out: str
+    err: str
 
 
 class Engine:

@@ -21,6 +21,7 @@ import anyio.to_thread
 from agentfs.containers.documents import Repo
 from agentfs.containers.port import Command, Exit, Happening, Spec, Used
 from agentfs.errors import error
+from agentfs.providers.containers import git
 from agentfs.providers.containers.daemon import LONG_S, Daemon
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keeper, name_of
@@ -147,7 +148,7 @@ class Docker:
                 await running.close()
 
     async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
-        raise error(errno.EOPNOTSUPP, detail="repo")
+        await git.clone((await self._box(spec.id)).workdir, self._owner, repo, secret, spec.limits)
 
     async def quiet(self, spec: Spec) -> None:
         box = await self._box(spec.id)
