@@ -1,14 +1,15 @@
 """containers: run code that nobody trusts, in sandboxes, as files. It costs: mount it budgeted.
 
 ``containers/new`` (C) takes a ContainerRequest {"kind"?, "provider"?, "image"?, "repo"?, "commands"?, "stdin"?,
-"artifacts"?, "workdir"?, "env"?, "limits"?, "max_cost_usd"?, "idempotency_key"?, "timeout_ms"?} and answers {session_id, status, and
-the paths} at once. ``kind`` ephemeral runs its ``commands`` (a line of shell, or a list of words) until one fails;
-build does too and names its ``artifacts`` (globs below the workdir) with size and sha256; interactive stays until it is
-stopped or its time is over. ``repo`` {url, git_ref?, subdir?, auth?} is cloned first; ``auth``, and values of ``env``,
-may be ``secret:NAME``. ``limits``: max_time_secs max_memory_mb max_disk_mb max_cpu_cores max_processes max_files
-allow_network. ``image`` "" is the provider's own, ``provider`` "" or local the best there is. No network unless asked
-for and allowed. The same idempotency_key is the same session; with another request it is EEXIST. Past the policy:
-EACCES; past a budget or too many at a time: EDQUOT; what a provider cannot do: EOPNOTSUPP.
+"artifacts"?, "workdir"?, "env"?, "limits"?, "max_cost_usd"?, "idempotency_key"?, "timeout_ms"?} and answers
+{session_id, status, and the paths} at once. ``kind`` ephemeral runs its ``commands`` (a line of shell, or a list of
+words) until one fails; build does too and names its ``artifacts`` (globs below the workdir) with size and sha256;
+interactive stays until it is stopped or its time is over. ``repo`` {url, git_ref?, subdir?, auth?} is cloned first;
+``auth``, and values of ``env``, may be ``secret:NAME``. ``limits``: max_time_secs max_memory_mb max_disk_mb
+max_cpu_cores max_processes max_files allow_network. ``image`` "" is the provider's own, ``provider`` "" or local the
+best there is. No network unless asked for and allowed. The same idempotency_key is the same session; with another
+request it is EEXIST. Past the policy: EACCES; past a budget or too many at a time: EDQUOT; what a provider cannot do:
+EOPNOTSUPP.
 ``containers/sessions/<session>/status`` (R) provisioning | cloning | running | complete | failed | expired, with times.
 ``containers/sessions/<session>/result`` (R) the ContainerResponse; before the end EAGAIN.
 ``containers/sessions/<session>/output`` (S) {stream, data | base64, done?} a line, of its own commands.
