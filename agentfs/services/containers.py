@@ -109,11 +109,7 @@ class Containers:
 
     async def files(self, at: At) -> FileService:
         """Its workdir."""
-        row = await self._row(at)
-        offer = self._sandboxes.offers.get(row.provider)
-        if offer is None or not row.has_files:
-            raise error(errno.ENOENT, at.path, "its files are gone")
-        return offer.provider.files(row.id)
+        return await self._sandboxes.files(await self._row(at))
 
     async def used(self, at: At) -> bytes:
         """What it used up to now, or until its end."""
@@ -228,7 +224,7 @@ def containers(scope: Scope) -> Tree:
             File(name="result", read=c.result, info=c.info),
             Stream(name="output", log=c.output),
             execs.table(),
-            Graft(name="files", service=c.files),
+            Graft(name="files", service=c.files, pays=True),
             File(name="usage", read=c.used),
             Ctl(name="ctl", verbs={"stop": c.stop, "keepalive": c.keep}),
         ],

@@ -18,7 +18,7 @@ from typing import Any, Final
 import anyio
 import anyio.to_thread
 
-from agentfs.containers.documents import Repo
+from agentfs.containers.documents import Limits, Repo
 from agentfs.containers.port import Command, Exit, Happening, Spec, Used
 from agentfs.errors import error
 from agentfs.providers.containers import git
@@ -28,7 +28,7 @@ from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keep
 from agentfs.providers.containers.inmates import Inmates
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.running import Box, Running, swept
-from agentfs.providers.containers.workdir import Owner, Workdir
+from agentfs.providers.containers.workdir import MIB, Owner, Workdir
 from agentfs.service import FileService
 
 _ABLE: Final = frozenset({"cpu", "memory", "processes", "disk", "view"})
@@ -183,8 +183,8 @@ class Docker:
             raise error(errno.EINVAL, detail="id: want a-z, 0-9 and -, at most 64")
         return Workdir(self._top, id, self._owner)
 
-    def files(self, id: str) -> FileService:
-        return HostFiles(self._workdir(id).path, self._owner, names=self._names)
+    def files(self, id: str, limits: Limits) -> FileService:
+        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.max_disk_mb * MIB, names=self._names)
 
     async def used(self, id: str) -> Used:
         box = await self._box(id)
