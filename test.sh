@@ -18,6 +18,9 @@ tools() {
   need umount mount
   need dbus-run-session dbus
   need gnome-keyring-daemon gnome-keyring
+  need bwrap bubblewrap
+  need dockerd docker.io
+  need busybox busybox-static
   install_missing
 }
 

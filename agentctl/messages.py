@@ -100,7 +100,10 @@ def agent(name: str, ways: Ways, config: list[str]) -> bytes:
         document["program"] = {"kind": "exec", "argv": _words(execute)}
     elif inline is not None:
         document["program"] = {"kind": "inline", "ref": inline}
-    return msgspec.json.encode(document)
+    try:
+        return msgspec.json.encode(document)
+    except UnicodeEncodeError as exc:
+        raise error(errno.EILSEQ, "", "the program") from exc
 
 
 def _place(document: dict[str, Any], pair: str) -> None:

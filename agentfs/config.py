@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
+from urllib.parse import urlsplit
 
 import msgspec
 
@@ -53,18 +54,28 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
             raise ValueError("url, key: an embedded model has neither")
         if self.kind in ("openai", "workers_ai") and not self.url:
             raise ValueError(f"url: {self.kind} needs one")
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port, (parts.hostname or "").encode("idna")
+        except ValueError as exc:  # whoever connects would fail so, each time
+            raise ValueError(f"url: {exc}") from None
+        if not self.url.isprintable():
+            raise ValueError("url: it has characters that do not print")
 
 
-class Engine(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An engine of sandboxes: ``socket`` is where docker's listens; what an hour costs is in micro-USD."""
+class Sandboxes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """An engine of sandboxes; what an hour costs is in micro-USD. All but ``kind`` and the price are docker's alone:
+
+    ``url``: where its engine listens; ``image``: what a request that names none gets; ``pull``: fetch images that are
+    not there; ``network``: which network sessions join that may have one, "" for none.
+    """
 
     kind: Literal["bubblewrap", "docker"]
-    socket: Annotated[str, msgspec.Meta(pattern=r"^(/[^\x00]+)?\Z", max_length=100)] = ""
+    url: Annotated[str, msgspec.Meta(pattern=r"^unix:///[^\x00]+\Z", max_length=120)] = "unix:///var/run/docker.sock"
+    image: Annotated[str, msgspec.Meta(pattern=r"^[^\s\x00]*\Z", max_length=500)] = ""
+    pull: bool = False
+    network: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]*\Z", max_length=120)] = "bridge"
     usd_per_hour: Annotated[int, msgspec.Meta(ge=0, le=1 << 50)] = 0
-
-    def __post_init__(self) -> None:
-        if self.kind == "bubblewrap" and self.socket:
-            raise ValueError("socket: bubblewrap has none")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +100,7 @@ class Config:
     log_level: Level = "info"
     drain_seconds: int = 10
     providers: Mapping[str, Upstream] = field(default_factory=dict)
-    sandboxes: Mapping[str, Engine] = field(default_factory=dict)
+    sandboxes: Mapping[str, Sandboxes] = field(default_factory=dict)
     discover: bool = True
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -131,7 +142,7 @@ def _declared() -> Iterator[Option]:
     yield Option("log_level", Level, "info", "least severe record that is logged")
     yield Option("drain_seconds", Annotated[int, msgspec.Meta(ge=0, le=3600)], 10, "wait for running ticks at a stop")
     yield Option("providers", dict[Name, Upstream], {}, "servers of models by name: kind, url, key")
-    yield Option("sandboxes", dict[Name, Engine], {}, "engines of sandboxes by name: kind, socket, usd_per_hour")
+    yield Option("sandboxes", dict[Name, Sandboxes], {}, "engines of sandboxes by name: kind, url, usd_per_hour")
     yield Option("discover", bool, True, "use what is found here: models on their usual ports, engines of sandboxes")
     yield Option("tls_cert", Text, None, "PEM certificate of the HTTP face, which then speaks TLS only")
     yield Option("tls_key", Text, None, "PEM private key of tls_cert")

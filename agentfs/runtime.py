@@ -21,8 +21,8 @@ import trio
 from agentfs import logline
 from agentfs.checked import Checked
 from agentfs.compute.port import ComputeProvider
-from agentfs.config import Config
-from agentfs.containers.port import VIEW, Inside, Offer
+from agentfs.config import Config, Sandboxes
+from agentfs.containers.port import VIEW, ContainerProvider, Inside, Offer
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
 from agentfs.engine.journal import hash_of
@@ -35,6 +35,7 @@ from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.compute import catalog
 from agentfs.providers.containers import catalog as boxes
+from agentfs.providers.containers.docker import Options
 from agentfs.providers.keys.kept import keeping
 from agentfs.providers.keys.wire import Source
 from agentfs.providers.programs.execute import Execute
@@ -123,7 +124,7 @@ async def engines(config: Config) -> AsyncIterator[Mapping[str, Offer]]:
     """The engines of sandboxes that *config* names, and those that work here; closed at the end, sandboxes stay."""
     home = StateDir(config.state)
     place = boxes.Place(home.sandboxes, home.images, boxes.owner(), hash_of(str(config.state))[:12])
-    named = {n: Offer(boxes.make(e.kind, place, e.socket), e.usd_per_hour) for n, e in config.sandboxes.items()}
+    named = {name: Offer(_engine(name, place, each), each.usd_per_hour) for name, each in config.sandboxes.items()}
     here = await boxes.found(place) if config.discover else {}
     offers = {name: Offer(provider) for name, provider in here.items() if name not in named} | named
     try:
@@ -132,6 +133,12 @@ async def engines(config: Config) -> AsyncIterator[Mapping[str, Offer]]:
         with trio.CancelScope(shield=True):
             for offer in offers.values():
                 await offer.provider.aclose()
+
+
+def _engine(name: str, place: boxes.Place, wanted: Sandboxes) -> ContainerProvider:
+    if wanted.kind == "bubblewrap":
+        return boxes.bubblewrap(name, place)
+    return boxes.docker(name, place, Options(wanted.url, wanted.image, wanted.pull, wanted.network))
 
 
 @asynccontextmanager

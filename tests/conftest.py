@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
 import trio
+from dockerkit import Engine
 from engines import Script
 
 from agentfs.engine.audit import audit
@@ -54,3 +55,15 @@ async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
             with trio.CancelScope(shield=True):
                 assert await trio.to_thread.run_sync(runtime.stop) == 0, runtime.log.read_text()[-2000:]
         assert '"level":"error"' not in runtime.log.read_text(), runtime.log.read_text()[-4000:]
+
+
+@pytest.fixture(scope="session")
+def docker_engine() -> Iterator[Engine]:
+    """A real container engine with an image of busybox, for all tests of this process."""
+    engine = Engine()
+    try:
+        engine.start()
+        engine.build_busybox()
+        yield engine
+    finally:
+        engine.remove()

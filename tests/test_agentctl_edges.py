@@ -194,3 +194,11 @@ def test_local_errors_have_codes_too() -> None:
     assert exit_code(OSError("no errno")) == 1
     assert printable("a\x9bb") == "a\\x9bb"
     assert Output().is_json is False
+
+
+@pytest.mark.parametrize("words", [["--prompt", "\udcff"], ["--exec", "x \udcff"], ["-c", "program.prompt=\udcff"]])
+def test_a_program_that_is_no_text_is_refused_before_it_is_sent(
+    face: Face, capsysbinary: Capture, words: list[str]
+) -> None:
+    assert "EILSEQ" in fails(capsysbinary, 6, "create", "a", *words)
+    assert face.seen == []

@@ -121,7 +121,9 @@ async def test_what_a_provider_does_wrong_fails_the_job(
     driver: Driver, fake: FakeOpenAI, model: str, reason: str
 ) -> None:
     _, own = await pair(driver)
-    made = await call(own, "compute/new", chat("one two three", model, stream=True, api_key="sk-my-very-own-key"))
+    made = await call(
+        own, "compute/new", chat("one two three", f"local/{model}", stream=True, api_key="sk-my-very-own-key")
+    )
     status = await ended(own, made["job_id"])
     assert status["status"] == "failed" and status["errno"] == "EREMOTEIO" and reason in status["error"]
     await fails(errno.EREMOTEIO, whole(own, made["result_path"]))
@@ -152,8 +154,8 @@ async def test_a_job_is_cancelled(driver: Driver, fake: FakeOpenAI) -> None:
 
 async def test_a_budget_is_never_passed(driver: Driver, fake: FakeOpenAI) -> None:
     agent, own = await pair(driver)
-    script = "\n".join(
-        line if " compute " not in f" {line} " else "mount compute /compute budgeted per_day_usd=1000"
+    script = "".join(  # with its last newline it is whole at the close; without, when the kernel releases the file
+        f"{line}\n" if " compute " not in f" {line} " else "mount compute /compute budgeted per_day_usd=1000\n"
         for line in (await whole(agent, "ns")).decode().splitlines()
     )
     await put(agent, script.encode(), "ns")

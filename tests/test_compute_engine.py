@@ -218,14 +218,14 @@ async def test_a_key_is_needed_and_a_callers_own_wins(store: Store, clock: Manua
         assert "secret" in str(refusal)
         own = await asked(engine, clock, "a/m", api_key="sk-own-00000001")  # before the runtime has one at all
         assert (own.state, server.tasks[-1].key) == ("complete", "sk-own-00000001")
-        await fails(errno.ENOENT, asked(engine, clock, "m", api_key="sk-own-00000001"))
+        await fails(errno.EINVAL, asked(engine, clock, "m", api_key="sk-own-00000001"))  # whose key is it?
         await engine.secrets.put("", "k", b"sk-runtime-0001")
         clock.advance(2)
         await asked(engine, clock)
         assert server.tasks[-1].key == "sk-runtime-0001"
         await engine.secrets.put("", "k", b"sk-runtime-0002")  # the next request uses it, whatever is listed
         await asked(engine, clock)
-        await asked(engine, clock, api_key="sk-own-00000001")
+        await asked(engine, clock, "a/m", api_key="sk-own-00000001")
         assert [task.key for task in server.tasks[-2:]] == ["sk-runtime-0002", "sk-own-00000001"]
         rows = b"".join([msgspec.json.encode(row) for row in await store.scan(JobRow, "a")])
         assert b"sk-" not in rows
@@ -344,7 +344,7 @@ async def test_a_restart_runs_what_was_never_sent_and_gives_up_the_rest(store: S
         await opened(engine)
         sent = await submitted(engine)
         await settle(engine)
-        waiting, private = await submitted(engine), await submitted(engine, api_key="sk-mine-alone")
+        waiting, private = await submitted(engine), await submitted(engine, model="a/m", api_key="sk-mine-alone")
         assert len(stuck.tasks) == 1 and await books(store) == (150, 0)
     again = Server()
     async with running(store, clock, limits, providers=served(a=again)) as engine:

@@ -100,7 +100,7 @@ async def test_200_jobs_at_once_settle_exactly(driver: Driver, fake: FakeOpenAI)
 async def test_over_the_threshold_a_request_waits_without_its_key(driver: Driver, fake: FakeOpenAI) -> None:
     agent, own = await pair(driver)
     await budgeted(agent, "approval_threshold_usd=100")
-    request = chat("x", max_cost_usd=400, idempotency_key="k", api_key="sk-nobody-may-see-this")
+    request = chat("x", "local/echo", max_cost_usd=400, idempotency_key="k", api_key="sk-nobody-may-see-this")
     await fails(errno.EPERM, call(own, "compute/new", request))
     (waiting,) = [st.name for st in await agent.list(Path("approvals")) if st.name != "events"]
     assert b"nobody-may" not in await whole(agent, f"approvals/{waiting}/request")

@@ -22,6 +22,7 @@ OUTSIDE = {
 CORE_LIBRARIES = {"anyio", "msgspec", "agentfs"}
 PLATFORM = {"sqlite3", "socket", "subprocess", "ctypes", "multiprocessing"}  # not in a browser or a Worker
 HOMES = {
+    "docker": "agentfs/providers/containers",
     "pyfuse3": "agentfs/faces/fuse",
     "starlette": "agentfs/faces/http",
     "sse_starlette": "agentfs/faces/http",

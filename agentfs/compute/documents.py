@@ -16,6 +16,7 @@ from agentfs.errors import error
 
 TIMEOUT_MAX_MS: Final = 3_600_000
 KEY_MAX: Final = 200  # characters of an idempotency key
+DEPTH_MAX: Final = 100  # brackets within brackets of an input
 KINDS: Final = ("chat", "complete", "embeddings", "image_generate", "image_analyze", "transcribe", "speak")
 CUSTOM: Final = "custom:"
 
@@ -73,6 +74,9 @@ def parse(doc: bytes) -> Request:
         raise _wrong("kind", f"want one of {' '.join(KINDS)}, or {CUSTOM}NAME")
     if request.stream and request.kind not in ("chat", "complete", "image_analyze"):
         raise _wrong("stream", f"{request.kind} has no stream")
+    if not is_key(request.api_key):
+        raise _wrong("api_key", "want printable ASCII without spaces")
+    _depth(request.input, DEPTH_MAX)
     _decided(request.input)
     for check in _CHECKS.get(request.kind, ()):
         check(request.input)
@@ -87,6 +91,18 @@ def _decided(given: Mapping[str, Any]) -> None:
     for name in ("n", "best_of"):
         if given.get(name, 1) != 1:
             raise _wrong(f"input.{name}", "one answer a request")
+
+
+def is_key(key: str) -> bool:
+    """Whether *key* can be a key: in a header anything else would be refused in words that show it."""
+    return key.isascii() and key.isprintable() and " " not in key
+
+
+def _depth(value: Any, left: int) -> None:
+    if not left:
+        raise _wrong("input", f"nested deeper than {DEPTH_MAX}")
+    for each in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _depth(each, left - 1)
 
 
 def _is_custom(kind: str) -> bool:

@@ -72,7 +72,7 @@ def is_priced(offer: Offer, request: Request) -> bool:
     price = offer.price
     if price is None:
         return False
-    return bool(price.request_usd) or not price.counts_tokens or family(request.kind) not in UNCOUNTED
+    return not price.counts_tokens or family(request.kind) not in UNCOUNTED
 
 
 def is_covered(offer: Offer, request: Request, policy: Policy) -> bool:
@@ -99,3 +99,14 @@ def _rank(offer: Offer, request: Request, policy: Policy) -> tuple[float, float,
         case "quality":
             return -offer.measured.tokens_per_s, first_ms, *names
     return (known + 1) * first_ms, first_ms, *names
+
+
+def places(offers: Sequence[Offer], policy: Policy) -> tuple[Offer, Offer]:
+    """The first of *offers*, and the one that is tried once when it produces nothing: the policy's, else the next best.
+
+    A provider that is alone is asked again.
+    """
+    first, *rest = offers
+    others = [offer for offer in rest if offer.provider != first.provider]
+    named = [offer for offer in others if offer.provider == policy.fallback_provider]
+    return first, (named or others or [first])[0]

@@ -159,8 +159,8 @@ class ContainerProvider(Protocol):
         """End everything in the sandbox *id* and remove it with its files. Idempotent."""
         ...
 
-    def files(self, id: str) -> FileService:
-        """Its workdir as files; each call on it fails with ENOENT once the sandbox is gone."""
+    def files(self, id: str, limits: Limits) -> FileService:
+        """Its workdir as files, none larger than *limits* allow; each call on it is ENOENT once the sandbox is gone."""
         ...
 
     async def used(self, id: str) -> Used:

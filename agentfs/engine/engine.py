@@ -267,8 +267,6 @@ class Engine:
             case "pause" | "resume":
                 changes.append(Put(msgspec.structs.replace(row, is_paused=verb == "pause")))
             case "terminate" if row.terminated_at_ns is None:
-                self.jobs.close(row.id)
-                self.sandboxes.close(row.id)
                 changes.append(Put(msgspec.structs.replace(row, terminated_at_ns=self.core.clock.now_ns())))
             case "recover":
                 state = await self.core.store.get(StateRow, row.id)
@@ -276,6 +274,9 @@ class Engine:
                     recovered = msgspec.structs.replace(state, failures=0, version=state.version + 1)
                     changes += [Expect(StateRow, (row.id,), "version", state.version), Put(recovered)]
         await self.core.commit(*self._unchanged(row), *changes)
+        if verb == "terminate":
+            self.jobs.close(row.id)  # from now on none begins
+            self.sandboxes.close(row.id)
         self.workers.wake(row.id)
 
     # -- status ----------------------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from anyio.abc import TaskGroup
 from agentfs.compute import policy as policies
 from agentfs.compute.documents import Request
 from agentfs.compute.policy import Policy
-from agentfs.compute.routing import Offer
+from agentfs.compute.routing import Offer, places
 from agentfs.engine.core import Core
 from agentfs.engine.journal import OPEN, UNKNOWN_OUTCOME, Intent, hash_of
 from agentfs.engine.models import Models
@@ -38,7 +38,8 @@ PENDING, RUNNING, STREAMING = "pending", "running", "streaming"
 COMPLETE, FAILED, CANCELLED = "complete", "failed", "cancelled"
 LIVE = (PENDING, RUNNING, STREAMING)
 _GRACE_NS = 60_000_000_000  # behind a job's own time limit, the journal counts it as lost
-_FEW = 32
+_WANTED_NS = 3_600_000_000_000  # a job whose time is over, and that may be replayed, is looked at again
+FEW = 32
 
 
 def log_of(job: str) -> str:
@@ -76,14 +77,15 @@ class Jobs:
         request, agent = order.request, order.agent
         rules = await self.policy(agent)
         rules.check(request)
-        known = await self._known(order)
+        old, known = await self._known(order)
+        self._look()
         offers = [] if known else await self.models.route(request, rules)
         reserved = known.reserved_usd if known else _reserved(request, rules, offers)
         intent = self._intent(order, reserved)
         row = JobRow(
             agent=agent, id=intent.id, request=msgspec.json.encode(request.kept()).decode(), state=PENDING,
             source=order.account.principal.source, at_ns=self._core.clock.now_ns(), reserved_usd=reserved,
-            has_key=bool(request.api_key),
+            has_key=bool(request.api_key), version=old.version + 1 if old else 1,
         )  # fmt: skip
         doc = msgspec.json.encode(request.kept(), order="sorted")
         room = AtMost(JobRow, (agent,), self._core.limits.jobs, errno.ENOSPC)
@@ -105,12 +107,17 @@ class Jobs:
             envelope=ticks[0] if ticks else "",
         )  # fmt: skip
 
-    async def _known(self, order: Order) -> JobRow | None:
-        """The job that this very request began before: its replay needs no model."""
+    async def _known(self, order: Order) -> tuple[JobRow | None, JobRow | None]:
+        """The job under this key, and the same when this very request began it: its replay needs no model."""
         intent = self._intent(order, 0)
+        old = await self._core.store.get(JobRow, order.agent, intent.id)
         entry = await self._money.journal.get(order.agent, intent.id)
-        is_same = entry is not None and entry.hash == intent.hash
-        return await self._core.store.get(JobRow, order.agent, intent.id) if is_same else None
+        return old, old if entry is not None and entry.hash == intent.hash else None
+
+    def _look(self) -> None:
+        """Have lists of models that are old asked for again, while jobs go on with what is known."""
+        if self._group is not None and self.models.is_old:
+            self._group.start_soon(self.models.refresh)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -118,15 +125,21 @@ class Jobs:
         """Take up what a process that died left: what was never sent is sent, the rest counts as failed and spent."""
         self._group, self._scribe = group, Scribe(self._core, group)
         for agent in await self._core.store.agents(JobRow):
-            for row in await self._core.store.scan(JobRow, agent):
-                if row.state == PENDING and row.has_key:
-                    await self.end(row, Ending(FAILED, errno.EREMOTEIO, "the caller's key is not kept", cost_usd=0))
-                elif row.state == PENDING:
-                    self._start(row, msgspec.json.decode(row.request, type=Request))
-                elif row.state in LIVE:
-                    await self.end(row, Ending(FAILED, errno.EREMOTEIO, UNKNOWN_OUTCOME, is_certain=False))
-                elif row.expires_ns is not None:
-                    self._watch(row.expires_ns)
+            after = ""
+            while rows := await self.rows(agent, after):
+                for row in rows:
+                    await self._take_up(row)
+                after = rows[-1].id
+
+    async def _take_up(self, row: JobRow) -> None:
+        if row.state == PENDING and row.has_key:
+            await self.end(row, Ending(FAILED, errno.EREMOTEIO, "the caller's key is not kept", cost_usd=0))
+        elif row.state == PENDING:
+            self._start(row, msgspec.json.decode(row.request, type=Request))
+        elif row.state in LIVE:
+            await self.end(row, Ending(FAILED, errno.EREMOTEIO, UNKNOWN_OUTCOME, is_certain=False))
+        else:
+            self._watch(row.expires_ns)
 
     def _start(self, row: JobRow, request: Request) -> None:
         key, group, scribe = (row.agent, row.id), self._group, self._scribe
@@ -139,8 +152,7 @@ class Jobs:
     async def _see_through(self, run: Run) -> None:
         key = (run.row.agent, run.row.id)
         try:
-            async with self._slots:
-                ending = await run.run(await self.policy(run.row.agent))
+            ending = await run.run(self._slots, lambda: self.policy(run.row.agent))
             await self.end(run.row, ending)
         except FileNotFoundError:
             log.info("job %s: its agent %s is gone", run.row.id, run.row.agent)
@@ -205,6 +217,10 @@ class Jobs:
             raise error(errno.ENOENT, detail=f"no job {job!r}")
         return row
 
+    async def rows(self, agent: str, after: str, limit: int = FEW) -> Sequence[JobRow]:
+        """A few jobs behind the id *after*, at most *limit*: each may hold a large answer."""
+        return await self._core.store.scan(JobRow, agent, after=after or None, limit=min(limit, FEW))
+
     async def policy(self, agent: str) -> Policy:
         """What the operator lets *agent* ask for."""
         row = await self.models.row(agent, POLICY)
@@ -219,15 +235,22 @@ class Jobs:
         """Forget jobs whose time is over, with their streams."""
         now_ns = self._core.clock.now_ns()
         for agent in await self._core.store.agents(JobRow):
-            after: str | None = None
-            while rows := await self._core.store.scan(JobRow, agent, after=after, limit=_FEW):
+            after = ""
+            while rows := await self.rows(agent, after):
                 for row in rows:
-                    if row.expires_ns is not None and row.expires_ns <= now_ns:
+                    if row.expires_ns is None or row.expires_ns > now_ns:
+                        self._watch(row.expires_ns)
+                    elif await self._is_wanted(row):
+                        self._watch(now_ns + _WANTED_NS)
+                    else:
                         same = Expect(JobRow, (agent, row.id), "version", row.version)
                         await self._core.commit(same, Delete(JobRow, (agent, row.id)), DropLogs(agent, log_of(row.id)))
-                    else:
-                        self._watch(row.expires_ns)
                 after = rows[-1].id
+
+    async def _is_wanted(self, row: JobRow) -> bool:
+        """Whether its envelope is there yet, if only as a dead letter: a replay must find what was paid for."""
+        entry = await self._money.journal.get(row.agent, row.id)
+        return entry is not None and bool(entry.envelope) and entry.expires_ns is None
 
 
 def _reserved(request: Request, rules: Policy, offers: Sequence[Offer]) -> int:
@@ -236,7 +259,7 @@ def _reserved(request: Request, rules: Policy, offers: Sequence[Offer]) -> int:
         return request.max_cost_usd
     if rules.default_max_cost_usd is not None:
         return rules.default_max_cost_usd
-    costs = [offer.cost(request) for offer in offers[:2]]
+    costs = [offer.cost(request) for offer in places(offers, rules)]
     if None in costs:
         raise error(errno.EINVAL, detail=f"max_cost_usd: wanted, for the price of {offers[0].model} is not known")
     return max(cost for cost in costs if cost is not None)

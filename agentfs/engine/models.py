@@ -15,7 +15,7 @@ import msgspec
 
 from agentfs.compute import prices
 from agentfs.compute.breaker import Breaker
-from agentfs.compute.documents import Request, family, split_model
+from agentfs.compute.documents import Request, family, is_key, split_model
 from agentfs.compute.policy import Policy
 from agentfs.compute.port import ComputeProvider
 from agentfs.compute.prices import FREE, Price, Prices
@@ -56,26 +56,42 @@ class Models:
 
     async def refresh(self, older_than_ns: int = _FRESH_NS) -> None:
         """Ask the providers whose list of models is older than that what they have now, all at once."""
+        if not self._old(older_than_ns):
+            return  # not even for who asks for others
+        async with self._asking, anyio.create_task_group() as group:
+            for served in self._old(older_than_ns):
+                group.start_soon(self._ask, served)
+
+    def _old(self, older_than_ns: int) -> Sequence[Served]:
         now_ns = self._core.clock.monotonic_ns()
-        async with self._asking:
-            old = [s for s in self.served.values() if s.asked_ns is None or now_ns - s.asked_ns > older_than_ns]
-            if old:
-                async with anyio.create_task_group() as group:
-                    for served in old:
-                        group.start_soon(self._ask, served)
+        return [s for s in self.served.values() if s.asked_ns is None or now_ns - s.asked_ns > older_than_ns]
+
+    @property
+    def is_old(self) -> bool:
+        """Whether a provider should be asked what it has, and nobody does so."""
+        return not self._asking.locked() and bool(self._old(_FRESH_NS))
 
     async def _ask(self, served: Served) -> None:
-        served.asked_ns = self._core.clock.monotonic_ns()
         try:
             served.models, served.reason = tuple(await served.provider.models(await self.key(served))), ""
         except OSError as exc:
             served.models, served.reason = (), detail_of(exc)
+        except Exception:  # a bug in a provider is its own: others go on
+            log.exception("provider %s", served.name)
+            served.models, served.reason = (), "internal error"
+        served.asked_ns = self._core.clock.monotonic_ns()
         if served.reason:
             log.info("provider %s: %s", served.name, served.reason)
 
     async def key(self, served: Served) -> str:
-        """The runtime's key for *served*, "" for none. ENOENT: it refers to a secret that is not set."""
-        return await self._secrets.use("", served.key)
+        """The runtime's key for *served*, "" for none.
+
+        ENOENT: it refers to a secret that is not set; EILSEQ: no header can carry it.
+        """
+        key = await self._secrets.use("", served.key)
+        if not is_key(key):
+            raise error(errno.EILSEQ, detail=f"the key of {served.name} is not printable ASCII without spaces")
+        return key
 
     # -- prices ----------------------------------------------------------------------------------------------------
 
@@ -113,12 +129,14 @@ class Models:
         return FREE if found is None and served.provider.is_local else found
 
     async def route(self, request: Request, policy: Policy) -> Sequence[Offer]:
-        """Where *request* may go, the preferred first; lists that are old are asked for again.
+        """Where *request* may go, the preferred first; it waits for lists of models only where nothing known fits.
 
         ENOENT: no provider has such a model; EACCES: the policy allows none; ENOTCONN: all are given a pause.
+        EINVAL: a caller's own key, and no provider that it is for.
         """
-        await self.refresh()
         name, model = split_model(request.model or policy.default_model, self.served)
+        if request.api_key and not name:
+            raise error(errno.EINVAL, detail="api_key: say whose: want PROVIDER/MODEL as the model")
         found = await self._fitting(request, policy, name, model)
         if not found:
             await self.refresh(_STALE_NS)

@@ -6,7 +6,7 @@ It settles no money: it says how the job ended.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -14,11 +14,12 @@ from typing import Any, Final
 import anyio
 import msgspec
 
+from agentfs.budget import USD_MAX
 from agentfs.compute.documents import Request, Usage
 from agentfs.compute.policy import Policy
 from agentfs.compute.port import Part, Task, Unserved
 from agentfs.compute.prices import BYTES_A_TOKEN, input_tokens
-from agentfs.compute.routing import Offer
+from agentfs.compute.routing import Offer, places
 from agentfs.engine.core import Core
 from agentfs.engine.journal import DONE, UNKNOWN
 from agentfs.engine.journal import FAILED as NOTHING_DONE
@@ -27,8 +28,8 @@ from agentfs.engine.scribe import Page, Scribe
 from agentfs.engine.timers import Timers
 from agentfs.errors import detail_of, error, row_of
 from agentfs.fault import point
-from agentfs.ports import Append, Change, Put
-from agentfs.rows import JobRow
+from agentfs.ports import Append, Change, Expect, Put
+from agentfs.rows import AgentRow, JobRow
 
 _RETRY_NS: Final = 500_000_000
 
@@ -92,6 +93,8 @@ class Answer:
         if part.text:
             self.texts.append(part.text)
             self.size += len(part.text)
+        for rest in (part.data, part.output):
+            self.size += len(msgspec.json.encode(rest)) if rest is not None else 0
         self.pieces += bool(part.text or part.data)
         self.finish_reason = part.finish_reason or self.finish_reason
         self.usage = part.usage or self.usage
@@ -126,13 +129,14 @@ class Run:
     async def _time_is_up(self) -> None:
         self.cancel("timeout")
 
-    async def run(self, policy: Policy) -> Ending:
-        """Ask until there is an answer or no way left."""
+    async def run(self, slots: anyio.Semaphore, rules: Callable[[], Awaitable[Policy]]) -> Ending:
+        """Ask until there is an answer or no way left; it waits for one of *slots*, within its own time."""
         timer = ("job", self.row.agent, self.row.id)
         self._timers.set(timer, self.row.at_ns + self._request.timeout_ms * 1_000_000, self._time_is_up)
         try:
             with self._scope:
-                return await self._ask(policy)
+                async with slots:
+                    return await self._ask(await rules())
         finally:
             self._timers.cancel(timer)
         return self._cut_off()
@@ -148,17 +152,17 @@ class Run:
 
     async def _ask(self, policy: Policy) -> Ending:
         try:
-            offers = await self._models.route(self._request, policy)
+            offers = self._paid(await self._models.route(self._request, policy))
         except OSError as exc:
             return _failed(exc, cost_usd=0)
         is_open, failure = False, error(errno.EREMOTEIO)
-        first, second = _order(offers, policy)
+        first, second = places(offers, policy)
         for offer in (first, second):
             try:
                 return await self._through(offer, is_open=is_open)
             except OSError as exc:
                 failure = exc
-                is_open = is_open or not isinstance(exc, Unserved)
+                is_open = is_open or self._is_sent
                 if self._answer.pieces or (isinstance(exc, Unserved) and exc.why == "refused"):
                     break
                 if second is first:
@@ -167,18 +171,40 @@ class Run:
                     await self._core.clock.sleep_until(self._core.clock.now_ns() + _RETRY_NS)
         return _failed(failure, cost_usd=None if is_open else 0, answer=self._answer)
 
+    def _paid(self, offers: Sequence[Offer]) -> Sequence[Offer]:
+        """The offers that the reservation still pays for: prices may have changed since it was made. EDQUOT."""
+        most = self.row.reserved_usd
+        paid = [offer for offer in offers if offer.price is None or offer.price.least(self._request) <= most]
+        if not paid:
+            raise error(errno.EDQUOT, detail=f"{most} micro-USD are reserved, and no answer costs so little any more")
+        return paid
+
+    async def _key(self, offer: Offer) -> str:
+        """The key to ask with. `Unserved` when there is none to be had: nothing was sent."""
+        try:
+            return self._request.api_key or await self._models.key(self._models.served[offer.provider])
+        except OSError as exc:
+            raise Unserved("denied", f"{offer.provider}: its key: {detail_of(exc)}") from exc
+
+    def _is_fault(self, exc: OSError) -> bool:
+        """Whether *exc* tells something of the provider; that it has no room for a caller's own key does not."""
+        if not isinstance(exc, Unserved):
+            return True
+        return exc.is_passing and not (exc.why == "busy" and self._request.api_key)
+
     async def _through(self, offer: Offer, *, is_open: bool) -> Ending:
         """The answer of one provider, and what it cost. Raises what the provider does."""
-        served = self._models.served[offer.provider]
+        self._answer, key = Answer(), await self._key(offer)
         self.row = msgspec.structs.replace(
             self.row, state="running", provider=offer.provider, model=offer.model, version=self.row.version + 1,
             started_ns=self._core.clock.now_ns(),
         )  # fmt: skip
         task = Task(
             offer.model, self._request.kind, self._request.input, self._request.stream,
-            self._request.api_key or await self._models.key(served), self._most(offer),
+            key, self._most(offer),
         )  # fmt: skip
-        await self._core.commit(Put(self.row))
+        is_alive = Expect(AgentRow, (self.row.agent,), "terminated_at_ns", None, errno.EPERM)
+        await self._core.commit(is_alive, Put(self.row))
         self._models.began(offer.provider)
         begun_ns = self._core.clock.monotonic_ns()
         try:
@@ -186,8 +212,8 @@ class Run:
             await self._stream(offer, task)
             point("job.answered")
         except OSError as exc:
-            self._is_sent = not isinstance(exc, Unserved)
-            if not self._answer.pieces and (not isinstance(exc, Unserved) or exc.is_passing):
+            self._is_sent = is_open or not isinstance(exc, Unserved)
+            if not self._answer.pieces and self._is_fault(exc):
                 self._models.failed(offer.provider)
             raise
         finally:
@@ -249,29 +275,14 @@ class Run:
 
     def _complete(self, offer: Offer, *, is_open: bool) -> Ending:
         """*is_open*: one that was asked before may have cost something too, so all of the reservation is spent."""
-        answer = self._answer
-        is_known = (
-            offer.price is not None and (answer.usage is not None or not offer.price.counts_tokens) and not is_open
-        )
-        usage = answer.usage or Usage()
-        cost = offer.price.cost(usage) if is_known and offer.price is not None else None
+        answer, usage, price = self._answer, self._answer.usage or Usage(), offer.price
+        is_known = price is not None and (bool(usage.total_tokens) or not price.counts_tokens) and not is_open
+        cost = min(price.cost(usage), USD_MAX) if is_known and price is not None else None
         return Ending(
             "complete", cost_usd=cost, is_certain=is_known, output=answer.document(),
             finish_reason=answer.finish_reason or "stop", usage=answer.usage,
             text="" if self._request.stream else "".join(answer.texts),
         )  # fmt: skip
-
-
-def _order(offers: Sequence[Offer], policy: Policy) -> Sequence[Offer]:
-    """The first choice, and the one that is tried once when it produces nothing: the policy's, else the next best.
-
-    A provider that is alone is asked again.
-    """
-    first, *rest = offers
-    others = [offer for offer in rest if offer.provider != first.provider]
-    named = [offer for offer in others if offer.provider == policy.fallback_provider]
-    second = (named or others or [first])[0]
-    return [first, second]
 
 
 def _failed(exc: OSError, *, cost_usd: int | None, answer: Answer | None = None) -> Ending:

@@ -32,6 +32,7 @@ from agentfs.errors import error
 from agentfs.fault import point
 from agentfs.ports import Append, AtMost, Change, DropLogs, Expect, Put
 from agentfs.rows import AgentRow, DocumentRow, ExecRow, SandboxRow
+from agentfs.service import FileService
 from agentfs.types import Path
 
 log = logging.getLogger(__name__)
@@ -313,6 +314,14 @@ class Sandboxes:
         for (owner, _), session in self.running.items():
             if owner == agent:
                 session.stop(End("complete", reason="its agent ended"))
+
+    async def files(self, row: SandboxRow) -> FileService:
+        """The workdir of a session. ENOENT when it is gone."""
+        offer = self.offers.get(row.provider)
+        if offer is None or not row.has_files:
+            raise error(errno.ENOENT, detail="its files are gone")
+        request = msgspec.json.decode(row.request, type=Request)
+        return offer.provider.files(row.id, _kept(request, await self.policy(row.agent)))
 
     # -- what there is ---------------------------------------------------------------------------------------------
 

@@ -95,7 +95,9 @@ class Session:
         if self.request.kind == "interactive":
             await anyio.sleep_forever()
         if self.request.kind == "build":
-            end = replace(end, artifacts=await named(self.provider.files(self.row.id), self.request.artifacts))
+            end = replace(
+                end, artifacts=await named(self.provider.files(self.row.id, self.spec.limits), self.request.artifacts)
+            )
         return end
 
     async def _begin(self) -> None:

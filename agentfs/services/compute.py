@@ -5,8 +5,9 @@
 {messages...} complete {prompt} embeddings {text | texts} image_generate {prompt} image_analyze {prompt, image}
 transcribe {audio} speak {text} custom:NAME; what else is in ``input`` goes to the model's server as it is, but for what
 the runtime decides (model, stream, n). A model that is not here needs a price, or the caller's own key. ``model`` is
-MODEL or PROVIDER/MODEL, "" for any. The same idempotency_key is the same job; with another request it is EEXIST. Past
-a budget: EDQUOT; over the approval threshold: EPERM; a model that nobody has: ENOENT, that the policy forbids: EACCES.
+MODEL or PROVIDER/MODEL, "" for any; a key goes only to a provider named so. The same idempotency_key is the same job;
+with another request it is EEXIST. Past a budget: EDQUOT; over the approval threshold: EPERM; a model that nobody has:
+ENOENT, that the policy forbids: EACCES.
 ``compute/jobs/<job>/status`` (R) pending | running | streaming | complete | failed | cancelled, times, provider, model.
 ``compute/jobs/<job>/result`` (R) the ComputeResponse; before the end EAGAIN, after a failure the job's own error.
 ``compute/jobs/<job>/stream`` (S) a ComputeChunk {job_id, delta, finish_reason?, usage?} a line.
@@ -104,8 +105,11 @@ class Compute:
 
     async def jobs(self, at: At, after: str, limit: int) -> Sequence[Entry]:
         """Jobs by id, in pages."""
-        rows = await self._core.store.scan(JobRow, self._agent, after=after or None, limit=limit)
-        return [Entry(row.id, _info(row)) for row in rows]
+        found: list[Entry] = []
+        while rows := await self._jobs.rows(self._agent, after, limit - len(found)):
+            found += [Entry(row.id, _info(row)) for row in rows]
+            after = rows[-1].id
+        return found
 
     # -- providers -------------------------------------------------------------------------------------------------
 

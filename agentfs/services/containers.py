@@ -1,14 +1,15 @@
 """containers: run code that nobody trusts, in sandboxes, as files. It costs: mount it budgeted.
 
 ``containers/new`` (C) takes a ContainerRequest {"kind"?, "provider"?, "image"?, "repo"?, "commands"?, "stdin"?,
-"artifacts"?, "workdir"?, "env"?, "limits"?, "max_cost_usd"?, "idempotency_key"?, "timeout_ms"?} and answers {session_id, status, and
-the paths} at once. ``kind`` ephemeral runs its ``commands`` (a line of shell, or a list of words) until one fails;
-build does too and names its ``artifacts`` (globs below the workdir) with size and sha256; interactive stays until it is
-stopped or its time is over. ``repo`` {url, git_ref?, subdir?, auth?} is cloned first; ``auth``, and values of ``env``,
-may be ``secret:NAME``. ``limits``: max_time_secs max_memory_mb max_disk_mb max_cpu_cores max_processes max_files
-allow_network. ``image`` "" is the provider's own, ``provider`` "" or local the best there is. No network unless asked
-for and allowed. The same idempotency_key is the same session; with another request it is EEXIST. Past the policy:
-EACCES; past a budget or too many at a time: EDQUOT; what a provider cannot do: EOPNOTSUPP.
+"artifacts"?, "workdir"?, "env"?, "limits"?, "max_cost_usd"?, "idempotency_key"?, "timeout_ms"?} and answers
+{session_id, status, and the paths} at once. ``kind`` ephemeral runs its ``commands`` (a line of shell, or a list of
+words) until one fails; build does too and names its ``artifacts`` (globs below the workdir) with size and sha256;
+interactive stays until it is stopped or its time is over. ``repo`` {url, git_ref?, subdir?, auth?} is cloned first;
+``auth``, and values of ``env``, may be ``secret:NAME``. ``limits``: max_time_secs max_memory_mb max_disk_mb
+max_cpu_cores max_processes max_files allow_network. ``image`` "" is the provider's own, ``provider`` "" or local the
+best there is. No network unless asked for and allowed. The same idempotency_key is the same session; with another
+request it is EEXIST. Past the policy: EACCES; past a budget or too many at a time: EDQUOT; what a provider cannot do:
+EOPNOTSUPP.
 ``containers/sessions/<session>/status`` (R) provisioning | cloning | running | complete | failed | expired, with times.
 ``containers/sessions/<session>/result`` (R) the ContainerResponse; before the end EAGAIN.
 ``containers/sessions/<session>/output`` (S) {stream, data | base64, done?} a line, of its own commands.
@@ -108,11 +109,7 @@ class Containers:
 
     async def files(self, at: At) -> FileService:
         """Its workdir."""
-        row = await self._row(at)
-        offer = self._sandboxes.offers.get(row.provider)
-        if offer is None or not row.has_files:
-            raise error(errno.ENOENT, at.path, "its files are gone")
-        return offer.provider.files(row.id)
+        return await self._sandboxes.files(await self._row(at))
 
     async def used(self, at: At) -> bytes:
         """What it used up to now, or until its end."""
@@ -227,7 +224,7 @@ def containers(scope: Scope) -> Tree:
             File(name="result", read=c.result, info=c.info),
             Stream(name="output", log=c.output),
             execs.table(),
-            Graft(name="files", service=c.files),
+            Graft(name="files", service=c.files, pays=True),
             File(name="usage", read=c.used),
             Ctl(name="ctl", verbs={"stop": c.stop, "keepalive": c.keep}),
         ],

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import stat as _stat
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import msgspec
@@ -62,16 +63,34 @@ def media_type(kind: Kind, body: bytes) -> str:
     return _TEXT
 
 
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What is sent of a file: its bytes from ``begin`` up to ``end``."""
+
+    status: int
+    headers: dict[str, str]
+    begin: int
+    end: int
+
+
 def content(path: Path, st: Stat, body: bytes, asked: Mapping[str, str], *, is_head: bool) -> Response:
-    """A file's bytes: 200, 206 for one Range, 304 when If-None-Match names this version, 416.
+    """A file's bytes; see `part_of`."""
+    part = part_of(path, st, len(body), media_type(st.kind, body), asked, is_head=is_head)
+    if isinstance(part, Response):
+        return part
+    return Response(b"" if is_head else body[part.begin : part.end], part.status, part.headers)
+
+
+def part_of(path: Path, st: Stat, size: int, media: str, asked: Mapping[str, str], *, is_head: bool) -> Part | Response:
+    """What of *size* bytes is wanted: 200, 206 for one Range, 304 when If-None-Match names this version, 416.
 
     *asked* are the request's headers. A Range is of the version that If-Range names, and for GET alone.
     """
-    tag, size, status = etag(st.qid.version), len(body), 200
+    tag, status, begin, end = etag(st.qid.version), 200, 0, size
     headers = {**about(st), "Accept-Ranges": "bytes"}
     if st.qid.version and tag in asked.get("if-none-match", ""):
         return Response(b"", 304, headers)
-    headers["Content-Type"] = media_type(st.kind, body)
+    headers["Content-Type"] = media
     is_ranged = "range" in asked and not is_head and asked.get("if-range", tag) == tag
     if is_ranged and (span := _span(asked["range"], size)) is not None:
         first, last = span
@@ -80,9 +99,9 @@ def content(path: Path, st: Stat, body: bytes, asked: Mapping[str, str], *, is_h
             refused.headers["Content-Range"] = f"bytes */{size}"
             return refused
         headers["Content-Range"], status = f"bytes {first}-{last}/{size}", 206
-        body = body[first : last + 1]
-    headers["Content-Length"] = str(len(body))
-    return Response(b"" if is_head else body, status, headers)
+        begin, end = first, last + 1
+    headers["Content-Length"] = str(end - begin)
+    return Part(status, headers, begin, end)
 
 
 def _span(header: str, size: int) -> tuple[int, int] | None:

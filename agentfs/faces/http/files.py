@@ -15,12 +15,12 @@ from starlette.responses import Response
 from agentfs.errors import error
 from agentfs.faces.http import answers
 from agentfs.faces.http.paths import destination, match
+from agentfs.faces.http.pieces import PIECE, large
 from agentfs.limits import Limits
 from agentfs.record import Pulse
 from agentfs.service import FileHandle, FileService
 from agentfs.types import Kind, Mode, Path, Stat, Want, join
 
-_PIECE = 1 << 20
 _PAGE = 1000
 _WALK = 10_000
 
@@ -99,7 +99,10 @@ async def get(ask: Ask) -> Response:
         return Response(b"", 200, {"X-Agentfs-Kind": "dir"}) if is_head else found
     if ask.is_dir:
         raise error(errno.ENOTDIR, ask.path)
-    async with await ask.tree.open(ask.path, Mode.READ, want=ask.want) as handle:
+    handle = await ask.tree.open(ask.path, Mode.READ, want=ask.want)
+    if st.kind is Kind.DATA and (handle.size or 0) > PIECE:
+        return await large(handle, ask.path, st, ask.request, is_head=is_head)
+    async with handle:
         body = await read_all(handle)
     return answers.content(ask.path, st, body, ask.request.headers, is_head=is_head)
 
@@ -107,7 +110,7 @@ async def get(ask: Ask) -> Response:
 async def read_all(handle: FileHandle) -> bytes:
     """Everything from the first byte to the end."""
     whole = bytearray()
-    while piece := await handle.read(_PIECE, len(whole)):
+    while piece := await handle.read(PIECE, len(whole)):
         whole += piece
     return bytes(whole)
 
@@ -220,7 +223,7 @@ async def _fill(
         try:
             done = 0
             while done < len(body):
-                taken = await handle.write(body[done : done + _PIECE], done)
+                taken = await handle.write(body[done : done + PIECE], done)
                 if not taken:
                     raise error(errno.EIO, detail="a write took nothing")
                 done += taken

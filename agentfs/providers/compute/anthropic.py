@@ -18,7 +18,7 @@ from agentfs.compute.documents import Usage
 from agentfs.compute.port import Part, Task
 from agentfs.errors import error
 from agentfs.providers.compute.messages import document, spoken
-from agentfs.providers.compute.wire import Wire, count, decoded, events, formed
+from agentfs.providers.compute.wire import Wire, count, decoded, events, formed, listing
 
 KINDS: Final = frozenset({"chat", "image_analyze"})
 VERSION: Final = "2023-06-01"
@@ -41,7 +41,8 @@ class Anthropic:
 
     async def models(self, key: str) -> Sequence[str]:
         """See `ComputeProvider.models`."""
-        found = await self._wire.get(f"/models?limit={_PAGE}", _keyed(key))
+        with listing():
+            found = await self._wire.get(f"/models?limit={_PAGE}", _keyed(key))
         rows = found.get("data") if isinstance(found, dict) else None
         if not isinstance(rows, list):
             raise error(errno.EREMOTEIO, detail="models: want {data: [...]}")
@@ -130,13 +131,13 @@ class _Said:
         if held["type"] == "tool_use":
             function = {"name": held["name"], "arguments": ""}
             return Part(data=[{"index": self._call(index), "id": held["id"], "type": "function", "function": function}])
-        return Part(text=held["text"]) if held["type"] == "text" and held["text"] else None
+        return Part(text=str(held["text"])) if held["type"] == "text" and held["text"] else None
 
     def _go_on(self, index: int, delta: Mapping[str, Any]) -> Part | None:
         block = self.blocks[index]
         match delta["type"]:
             case "text_delta":
-                return Part(text=delta["text"])
+                return Part(text=str(delta["text"] or ""))
             case "input_json_delta":
                 block["json"] += delta["partial_json"]
                 function = {"arguments": delta["partial_json"]}

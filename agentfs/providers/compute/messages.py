@@ -57,7 +57,7 @@ def _system(given: Mapping[str, Any], messages: Sequence[Mapping[str, Any]]) -> 
 
 
 def _turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The talk: results of tools that follow each other are one turn, as the API wants them."""
+    """The talk: results of tools that follow each other are one turn, and a turn without content is none."""
     turns: list[dict[str, Any]] = []
     is_result = False
     for place, message in enumerate(messages):
@@ -76,12 +76,12 @@ def _turns(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
             turns.append({"role": role, "content": [*_blocks(message.get("content")), *calls]})
         elif role not in ("system", "developer"):
             turns.append({"role": role, "content": _blocks(message.get("content"))})
-    return turns
+    return [turn for turn in turns if turn["content"]]
 
 
 def _blocks(content: Any) -> list[Any]:
-    """Content as blocks; an empty text is none, for the API takes no such block."""
-    if content is None or content == "":
+    """Content as blocks; a text without a word is none, for the API takes no such block."""
+    if content is None or (isinstance(content, str) and not content.strip()):
         return []
     if isinstance(content, str):
         return [{"type": "text", "text": content}]
@@ -108,7 +108,7 @@ def _use(call: Mapping[str, Any], place: int) -> dict[str, Any]:
     function = call["function"]
     try:
         given = msgspec.json.decode(function.get("arguments") or "{}", type=dict[str, Any])
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, RecursionError):
         where = f"input.messages[{place}].tool_calls"
         raise Unserved("refused", f"{where}: arguments: want a JSON object") from None
     return {"type": "tool_use", "id": call["id"], "name": function["name"], "input": given}

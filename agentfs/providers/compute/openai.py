@@ -17,7 +17,7 @@ from typing import Any, Final
 from agentfs.compute.documents import CUSTOM, Usage, texts_of
 from agentfs.compute.port import Part, Task, Unserved
 from agentfs.errors import error
-from agentfs.providers.compute.wire import Wire, count, decoded, events, formed, whole
+from agentfs.providers.compute.wire import Wire, count, decoded, events, formed, listing, whole
 
 KINDS: Final = frozenset(
     {"chat", "complete", "embeddings", "image_generate", "image_analyze", "transcribe", "speak", CUSTOM}
@@ -36,7 +36,8 @@ class OpenAI:
 
     async def models(self, key: str) -> Sequence[str]:
         """See `ComputeProvider.models`."""
-        found = await self._wire.get("/models", bearer(key))
+        with listing():
+            found = await self._wire.get("/models", bearer(key))
         rows = found.get("data") if isinstance(found, dict) else None
         if not isinstance(rows, list):
             raise error(errno.EREMOTEIO, detail="models: want {data: [...]}")
@@ -117,8 +118,8 @@ def limited(given: Mapping[str, Any], task: Task) -> dict[str, Any]:
     if task.max_tokens is None:
         return dict(given)
     names = [name for name in ("max_completion_tokens", "max_tokens") if name in given] or ["max_tokens"]
-    asked = [given[name] for name in names if isinstance(given.get(name), int)]
-    most = min([*asked, task.max_tokens])
+    asked = [count(given.get(name)) for name in names]
+    most = min([*filter(None, asked), task.max_tokens])  # below 1 is without an end, to some servers
     return {**given, **dict.fromkeys(names, most)}
 
 
@@ -160,7 +161,7 @@ async def _streamed(found: AsyncGenerator[tuple[str, bytes]]) -> AsyncGenerator[
 def piece(chunk: Any, calls: dict[int, dict[str, Any]]) -> Part:
     """What one chunk of a stream adds; its tool calls are put together in *calls*. EREMOTEIO for an error in it."""
     if not isinstance(chunk, dict) or chunk.get("error"):
-        raise error(errno.EREMOTEIO, detail=f"stream: {str(chunk)[:200]}")
+        raise error(errno.EREMOTEIO, detail=f"stream: {chunk}")
     choice = next(iter(chunk.get("choices") or [{}]))
     delta = choice.get("delta") or {}
     text = delta.get("content") or choice.get("text") or ""

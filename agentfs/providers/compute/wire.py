@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from typing import Any, Final
 
+import anyio
 import httpx
 import msgspec
 
@@ -22,6 +23,7 @@ WHOLE_MAX: Final = 64 << 20  # bytes of an answer
 LINE_MAX: Final = 4 << 20  # bytes of one line of a stream
 WORDS_MAX: Final = 500  # characters of a server's own words
 _LEAST: Final = 8  # characters of a key that is worth hiding
+_NOT_JSON: Final = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 _WHY: Final[dict[int, Why]] = {401: "denied", 402: "denied", 403: "denied", 408: "busy", 409: "busy", 429: "busy"}
 
 
@@ -35,8 +37,8 @@ class Wire:
         self._client = httpx.AsyncClient(timeout=timeout, limits=limits, headers=headers, trust_env=False)
 
     async def get(self, path: str, key: Mapping[str, str]) -> Any:
-        """The JSON document at *path*, within a few seconds."""
-        async with self.asked("GET", path, key, timeout=LIST_SECONDS) as answer:
+        """The JSON document at *path*."""
+        async with self.asked("GET", path, key) as answer:
             return decoded(await whole(answer, key))
 
     async def post(self, path: str, key: Mapping[str, str], document: Any) -> Any:
@@ -47,6 +49,8 @@ class Wire:
     @asynccontextmanager
     async def asked(self, method: str, path: str, key: Mapping[str, str], **kw: Any) -> AsyncGenerator[httpx.Response]:
         """The answer, as soon as its head is there. `Unserved` for any but a success."""
+        if not all(_is_header(value) for value in key.values()):
+            raise Unserved("denied", "the key has characters that no header can hold")
         request = self._client.build_request(method, f"{self.url}{path}", headers=dict(key), **kw)
         try:
             answer = await self._client.send(request, stream=True)
@@ -71,6 +75,21 @@ class Wire:
         await self._client.aclose()
 
 
+def _is_header(value: str) -> bool:
+    """Whether *value* can be sent: a client's complaint would hold the key, in a form that is not known here."""
+    return value.isascii() and value.isprintable() and value == value.strip()
+
+
+@contextmanager
+def listing() -> Iterator[None]:
+    """Within, a list of models is asked for: whatever the server does, it is over after a few seconds. ETIMEDOUT."""
+    try:
+        with anyio.fail_after(LIST_SECONDS):
+            yield
+    except TimeoutError:
+        raise error(errno.ETIMEDOUT, detail=f"no list of models within {LIST_SECONDS:g} s") from None
+
+
 async def _refused(answer: httpx.Response, key: Mapping[str, str]) -> Unserved:
     try:
         words = _words(await whole(answer, key))
@@ -85,7 +104,7 @@ def _words(body: bytes) -> str:
     """What the server says went wrong, from the usual places."""
     try:
         found = msgspec.json.decode(body)
-    except msgspec.DecodeError:
+    except _NOT_JSON:
         return body.decode(errors="replace")
     while isinstance(found, dict | list) and found:
         if isinstance(found, list):
@@ -133,9 +152,10 @@ def decoded(body: bytes) -> Any:
     """*body* as JSON. EREMOTEIO for garbage."""
     try:
         return msgspec.json.decode(body)
-    except (msgspec.DecodeError, RecursionError) as exc:
-        shown = " ".join(body[:80].decode(errors="replace").split())
-        raise error(errno.EREMOTEIO, detail=f"not JSON: {shown!r}: {exc}") from None
+    except _NOT_JSON as exc:  # its words are cut where they are cleaned: half a key is a key's half
+        raise error(
+            errno.EREMOTEIO, detail=f"not JSON: {type(exc).__name__}: {body.decode(errors='replace')}"
+        ) from None
 
 
 @contextmanager
@@ -149,9 +169,12 @@ def formed() -> Iterator[None]:
 
 async def events(answer: httpx.Response) -> AsyncGenerator[tuple[str, bytes]]:
     """The events of a stream (WHATWG server-sent events) as name and data, as soon as each is whole."""
-    held, name, data, found = bytearray(), "", bytearray(), 0
+    held, name, data, found, taken = bytearray(), "", bytearray(), 0, 0
     async for piece in answer.aiter_bytes():
         held += piece
+        taken += len(piece)
+        if taken > WHOLE_MAX:  # what is no text counts too
+            raise error(errno.EREMOTEIO, detail=f"stream over {WHOLE_MAX} bytes")
         while (end := held.find(b"\n", found)) >= 0:
             line = bytes(held[:end]).removesuffix(b"\r")
             del held[: end + 1]

@@ -19,7 +19,7 @@ from agentfs.compute.documents import CUSTOM, texts_of
 from agentfs.compute.port import Part, Task
 from agentfs.errors import error
 from agentfs.providers.compute.openai import bearer, gather, limited, part_of, piece, usage_of
-from agentfs.providers.compute.wire import Wire, decoded, events, formed, whole
+from agentfs.providers.compute.wire import Wire, decoded, events, formed, listing, whole
 
 KINDS: Final = frozenset({"chat", "complete", "embeddings", "image_generate", CUSTOM})
 _DONE: Final = b"[DONE]"
@@ -41,6 +41,10 @@ class WorkersAI:
 
     async def models(self, key: str) -> Sequence[str]:
         """See `ComputeProvider.models`."""
+        with listing():
+            return await self._listed(key)
+
+    async def _listed(self, key: str) -> Sequence[str]:
         names: list[str] = []
         for page in range(1, _PAGES + 1):
             rows = _result(await self._wire.get(f"/ai/models/search?per_page={_PAGE}&page={page}", bearer(key)))
@@ -82,7 +86,7 @@ def _result(found: Any) -> Any:
     """What is in the envelope. EREMOTEIO with the server's words where it is no success."""
     if not isinstance(found, dict) or not found.get("success"):
         words = found.get("errors") if isinstance(found, dict) else found
-        raise error(errno.EREMOTEIO, detail=f"no success: {msgspec.json.encode(words).decode()[:200]}")
+        raise error(errno.EREMOTEIO, detail=f"no success: {msgspec.json.encode(words).decode()}")
     return found.get("result")
 
 
@@ -146,7 +150,7 @@ async def _streamed(found: AsyncGenerator[tuple[str, bytes]]) -> AsyncGenerator[
 
 def _piece(chunk: Any, calls: dict[int, dict[str, Any]]) -> Part:
     if chunk.get("errors"):
-        raise error(errno.EREMOTEIO, detail=f"stream: {msgspec.json.encode(chunk['errors']).decode()[:200]}")
+        raise error(errno.EREMOTEIO, detail=f"stream: {msgspec.json.encode(chunk['errors']).decode()}")
     if "choices" in chunk or "error" in chunk:
         return piece(chunk, calls)
     pieces = [{**_call(call, n), "index": n} for n, call in enumerate(chunk.get("tool_calls") or [], len(calls))]

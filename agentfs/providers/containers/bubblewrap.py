@@ -192,9 +192,9 @@ class Bubblewrap:
             await anyio.to_thread.run_sync(self._workdir(id).remove)
             self._sessions.remove(id)
 
-    def files(self, id: str) -> FileService:
+    def files(self, id: str, limits: Limits) -> FileService:
         """Its workdir as files."""
-        return HostFiles(self._workdir(id).path, self._owner, names=self._names)
+        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.max_disk_mb * MIB, names=self._names)
 
     async def used(self, id: str) -> Used:
         """What its commands used that have ended, and what lies in its workdir. ENOENT."""

@@ -10,7 +10,7 @@ from typing import Final
 
 from agentfs.containers.port import ContainerProvider
 from agentfs.providers.containers.bubblewrap import Bubblewrap
-from agentfs.providers.containers.docker import Docker
+from agentfs.providers.containers.docker import Docker, Options
 from agentfs.providers.containers.workdir import Owner
 
 DOCKER_SOCKET: Final = "/var/run/docker.sock"
@@ -32,20 +32,23 @@ def owner() -> Owner:
     return Owner(_NONROOT, _NONROOT) if os.geteuid() == 0 else Owner(os.geteuid(), os.getegid())
 
 
-def make(kind: str, place: Place, socket: str = "") -> ContainerProvider:
-    """The engine of *kind*, which the configuration has checked. ENOENT: its package is missing."""
-    if kind == "docker":
-        return Docker(place.top, place.owner, place.runtime, socket or DOCKER_SOCKET)
-    return Bubblewrap(place.top, place.owner, place.images)
+def bubblewrap(name: str, place: Place) -> ContainerProvider:
+    """Sandboxes without a daemon."""
+    return Bubblewrap(place.top / name, place.owner, place.images)
+
+
+def docker(name: str, place: Place, options: Options) -> ContainerProvider:
+    """Sandboxes of an engine that speaks Docker's protocol."""
+    return Docker(place.top / name, place.owner, place.runtime, options)
 
 
 async def found(place: Place) -> Mapping[str, ContainerProvider]:
     """What works on this machine, by name: the one without a daemon first."""
+    asked = [("bubblewrap", bubblewrap("bubblewrap", place))]
+    if os.access(DOCKER_SOCKET, os.W_OK):
+        asked.append(("docker", docker("docker", place, Options())))
     able: dict[str, ContainerProvider] = {}
-    for name in ("bubblewrap", "docker"):
-        if name == "docker" and not os.access(DOCKER_SOCKET, os.W_OK):
-            continue
-        provider = make(name, place)
+    for name, provider in asked:
         if await provider.health():
             await provider.aclose()
         else:

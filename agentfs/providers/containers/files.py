@@ -165,7 +165,7 @@ class HostFiles(FileService):
 def _parted(path: Path) -> tuple[Path, str]:
     """Parent and name of *path*. EINVAL for a name that is no child's: the calls that take it know no bounds."""
     above, name = split(path)
-    if name in (".", "..") or (above and not name):
+    if name in (".", "..") or "\0" in name or (above and not name):
         raise error(errno.EINVAL, path, f"path segment {name!r}")
     return above, name
 

@@ -44,7 +44,8 @@ class Names:
         if names is None:  # too many to hold
             return heapq.nsmallest(limit, (name for name in _each(fd) if name > after))
         begin = bisect.bisect_right(names, after) if after else 0
-        self._keep(key, _Kept(about.st_mtime_ns, names) if len(names) - begin > limit else None)
+        is_more = len(names) > limit and begin < len(names)  # who pages asks once more behind the end
+        self._keep(key, _Kept(about.st_mtime_ns, names) if is_more else None)
         return names[begin : begin + limit]
 
     def _read(self, fd: int) -> Sequence[str] | None:

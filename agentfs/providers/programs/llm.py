@@ -20,7 +20,7 @@ from agentfs.engine.settings import LlmProgram
 from agentfs.errors import detail_of, row_of
 from agentfs.fault import point
 from agentfs.ports import Clock
-from agentfs.providers.programs.talk import Exchange, Message, fitted, stored
+from agentfs.providers.programs.talk import Exchange, Message, cut, fitted, repeated, stored
 from agentfs.providers.programs.tools import REPEATABLE, Tools, described, parsed
 from agentfs.types import Mode, Path
 
@@ -123,7 +123,8 @@ class Turn:
                 if not calls:
                     return self._end(_text(answer), "")
                 if step < self.program.max_steps:
-                    self.said.append({"role": "assistant", "content": _text(answer), "tool_calls": calls})
+                    again = [repeated(call) for call in calls]
+                    self.said.append({"role": "assistant", "content": cut(_text(answer)), "tool_calls": again})
                     for number, call in enumerate(calls, 1):
                         self.said.append(await self._use(f"{key}/{step}.{number}", step, number, call))
         except _Over as exc:
@@ -131,8 +132,10 @@ class Turn:
         return self._end(f"[stopped: {why}]", why)
 
     def _end(self, text: str, why: str) -> tuple[str, Tally, str]:
-        self.said.append({"role": "assistant", "content": text})
-        return text, self.tally, why
+        shown = cut(text)
+        self.said.append({"role": "assistant", "content": shown})
+        self.said[0]["content"] = cut(self.said[0]["content"])  # as it is remembered
+        return shown, self.tally, why
 
     # -- asking ----------------------------------------------------------------------------------------------------
 
@@ -153,7 +156,7 @@ class Turn:
         try:
             made = await self._submit(self._request(key))
         except OSError as exc:
-            if exc.errno == errno.EDQUOT:
+            if exc.errno in (errno.EDQUOT, errno.EEXIST, errno.EFBIG):
                 raise _Over(_told(exc)) from exc
             raise
         job = Path(f"compute/jobs/{made['job_id']}")
@@ -165,6 +168,8 @@ class Turn:
             result = msgspec.json.decode(await _whole(self.files, Path(f"{job}/result")))
         except OSError as exc:
             if exc.errno == errno.ECANCELED or (made["status"] == "failed" and not made["is_new"]):
+                status = msgspec.json.decode(await _whole(self.files, Path(f"{job}/status")))
+                self.tally.cost_usd += status["cost_usd"] or 0  # what came to nothing may be paid all the same
                 raise _Over(_told(exc)) from exc
             raise
         self.tally.add(result)
@@ -238,7 +243,9 @@ def _calls(answer: Message, step: int) -> list[Message]:
 def _call(call: Message, ident: str) -> Message:
     function = call.get("function")
     named = function if isinstance(function, dict) else {}
-    about = {"name": str(named.get("name") or ""), "arguments": str(named.get("arguments") or "{}")}
+    given = named.get("arguments") or "{}"
+    arguments = given if isinstance(given, str) else msgspec.json.encode(given).decode()
+    about = {"name": str(named.get("name") or ""), "arguments": arguments}
     return {"id": str(call.get("id") or ident), "type": "function", "function": about}
 
 

@@ -17,7 +17,36 @@ Exchange: TypeAlias = list[Message]
 """What was said from one message of a sender to the reply."""
 
 DROPPED: Final = "[dropped: no room left]"
+TEXT_MAX: Final = 256 << 10
+"""Bytes of one text, as JSON has it, in a reply, a request that repeats it or a record of a conversation."""
+_ARGUMENTS_MAX: Final = 64 << 10
+_SHOWN: Final = 256  # characters of an argument in a call that is too large to be repeated
 _FIELDS: Final = ("role", "content", "tool_calls", "tool_call_id")
+
+
+def cut(text: str) -> str:
+    """*text*, or as much of its beginning as there is room for."""
+    kept = text[:TEXT_MAX]
+    while len(msgspec.json.encode(kept)) > TEXT_MAX:
+        kept = kept[: len(kept) // 2]
+    return text if kept == text else f"{kept}\n[cut]"
+
+
+def repeated(call: Message) -> Message:
+    """*call* as later requests say it: servers refuse a talk with arguments that are no JSON object, or too large."""
+    function = call["function"]
+    try:
+        given = msgspec.json.decode(function["arguments"], type=dict[str, Any])
+    except (msgspec.DecodeError, UnicodeError, RecursionError):
+        given = {}
+    if len(function["arguments"]) <= _ARGUMENTS_MAX:
+        return call if given else {**call, "function": {**function, "arguments": "{}"}}
+    short = {name: DROPPED if _is_long(value) else value for name, value in list(given.items())[:16]}
+    return {**call, "function": {**function, "arguments": msgspec.json.encode(short).decode()}}
+
+
+def _is_long(value: Any) -> bool:
+    return len(msgspec.json.encode(value)) > _SHOWN
 
 
 def stored(tail: bytes) -> list[Exchange]:

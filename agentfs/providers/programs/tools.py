@@ -13,7 +13,7 @@ import anyio
 import msgspec
 
 from agentfs.engine.settings import TOOLS
-from agentfs.errors import error
+from agentfs.errors import error, only
 from agentfs.ports import Clock
 from agentfs.service import FileHandle, FileService
 from agentfs.types import Kind, Mode, Path, Record, clean
@@ -120,15 +120,18 @@ class Tools:
 
     async def _next(self, handle: FileHandle, timeout_ms: int) -> Record | None:
         found: Record | None = None
-        async with anyio.create_task_group() as group:
+        try:
+            async with anyio.create_task_group() as group:
 
-            async def expire() -> None:
-                await self._clock.sleep_until(self._clock.now_ns() + timeout_ms * 1_000_000)
+                async def expire() -> None:
+                    await self._clock.sleep_until(self._clock.now_ns() + timeout_ms * 1_000_000)
+                    group.cancel_scope.cancel()
+
+                group.start_soon(expire)
+                found = await handle.next()
                 group.cancel_scope.cancel()
-
-            group.start_soon(expire)
-            found = await handle.next()
-            group.cancel_scope.cancel()
+        except BaseExceptionGroup as exc:
+            raise only(exc) from exc
         return found
 
 

@@ -1,0 +1,133 @@
+"""`Daemon`: a container engine behind its socket: calls of the `docker` package in threads, their failures as errnos.
+
+It knows nothing of sandboxes: what is asked is in `agentfs.providers.containers.docker`.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Final, TypeAlias, TypeVar
+
+import anyio
+import anyio.to_thread
+import requests
+import urllib3
+from docker import APIClient
+from docker.errors import APIError, DockerException
+
+from agentfs.errors import error
+
+QUICK_S: Final = 5.0  # for questions
+LONG_S: Final = 30.0  # for what makes and unmakes
+_AT_ONCE: Final = 16
+_WORDS: Final = 500
+_TRIES: Final = 100
+_PAUSE_S: Final = 0.1
+_AWAY: Final = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
+_NO_VERSION: Final = "Error while fetching server API version"  # the words of the first question, unanswered
+T = TypeVar("T")
+Client: TypeAlias = Any  # the package has no types
+Errnos: TypeAlias = Mapping[int, int]
+"""The errno for each HTTP status of the engine that means more than "it failed"."""
+
+
+class Daemon:
+    """One engine. Safe for concurrent use; nothing here blocks the loop."""
+
+    def __init__(self, address: str) -> None:
+        """*address*: ``unix:///PATH``. EINVAL for any other: what it binds must be on this machine."""
+        if not address.startswith("unix://"):
+            raise error(errno.EINVAL, detail="address: want unix:///PATH: the engine has to be on this machine")
+        self.path = address.removeprefix("unix://")
+        self._clients: dict[float, Client] = {}
+        self._is_docker: bool | None = None
+        self._limiter = anyio.CapacityLimiter(_AT_ONCE)
+
+    async def call(
+        self,
+        what: Callable[[Client], T],
+        *,
+        seconds: float = QUICK_S,
+        codes: Errnos | None = None,
+        hide: Iterable[str] = (),
+    ) -> T:
+        """*what* of a client, in a thread; it is waited for even when cancelled, so that it is known what was done.
+
+        ENOTCONN when there is no answer for *seconds*; EREMOTEIO with the engine's words, without the values of *hide*.
+        """
+        try:
+            return await anyio.to_thread.run_sync(lambda: what(self._client(seconds)), limiter=self._limiter)
+        except APIError as exc:
+            code = (codes or {}).get(exc.response.status_code if exc.response is not None else 0, errno.EREMOTEIO)
+            raise error(code, detail=cleaned(str(exc.explanation or exc), hide)) from None
+        except DockerException as exc:
+            if _NO_VERSION in str(exc):
+                raise self._away(exc) from None
+            raise error(errno.EREMOTEIO, detail=cleaned(str(exc), hide)) from None
+        except _AWAY as exc:
+            raise self._away(exc) from None
+
+    def _away(self, exc: BaseException) -> OSError:
+        return error(errno.ENOTCONN, detail=f"container engine at {self.path}: {_reason(exc)}")
+
+    def _client(self, seconds: float) -> Client:
+        client = self._clients.get(seconds)
+        if client is None:
+            client = APIClient(base_url=f"unix://{self.path}", version="auto", timeout=seconds)
+            client = self._clients.setdefault(seconds, client)
+        return client
+
+    async def pull(self, image: str) -> None:
+        """Fetch *image*, however long that takes. ENOENT; given up when cancelled."""
+        try:
+            await anyio.to_thread.run_sync(lambda: self._client(LONG_S).pull(image), abandon_on_cancel=True)
+        except APIError as exc:
+            raise error(errno.ENOENT, detail=f"image: {cleaned(str(exc.explanation or exc), ())}") from None
+        except _AWAY as exc:
+            raise self._away(exc) from None
+
+    async def drop(self, container: str) -> None:
+        """Remove *container* with what runs in it, and see it gone. Idempotent."""
+        codes = {404: errno.ENOENT, 409: errno.EAGAIN}  # 409: it is being removed
+        for _ in range(_TRIES):
+            try:
+                await self.call(
+                    lambda client: client.remove_container(container, v=True, force=True), seconds=LONG_S, codes=codes
+                )
+            except FileNotFoundError:
+                return
+            except BlockingIOError:
+                await anyio.sleep(_PAUSE_S)
+        raise error(errno.EREMOTEIO, detail="container engine: a container does not go")
+
+    async def is_docker(self) -> bool:
+        """Whether it is Docker itself, and not another engine that speaks its language."""
+        if self._is_docker is None:
+            about = await self.call(lambda client: client.version())
+            self._is_docker = any(part.get("Name") == "Engine" for part in about.get("Components") or [])
+        return self._is_docker
+
+    async def version(self) -> str:
+        """The version of the language both speak, such as ``1.41``."""
+        return str(await self.call(lambda client: client.api_version))
+
+    def close(self) -> None:
+        """Give back the connections. Idempotent."""
+        for client in self._clients.values():
+            client.close()
+        self._clients.clear()
+
+
+def cleaned(words: str, hide: Iterable[str]) -> str:
+    """The first of *words*, without the values of *hide*."""
+    for value in hide:
+        if value:
+            words = words.replace(value, "[hidden]")
+    return " ".join(words.split())[:_WORDS]
+
+
+def _reason(exc: BaseException) -> str:
+    if isinstance(exc, requests.exceptions.Timeout | urllib3.exceptions.TimeoutError) or "timed out" in str(exc):
+        return "no answer"
+    return "cannot be reached"

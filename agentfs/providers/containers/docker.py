@@ -1,0 +1,217 @@
+"""`Docker`: sandboxes as containers of an engine on this machine that speaks Docker's API.
+
+A session is one container that waits; each command is an exec in it, ended with all it began. How closed it is: see
+`hardened`. The engine must share its process ids and its files with this process. It never trusts an image.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import posixpath
+import re
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+
+from agentfs.containers.documents import Limits, Repo
+from agentfs.containers.port import Command, Exit, Happening, Spec, Used
+from agentfs.errors import error
+from agentfs.providers.containers import git
+from agentfs.providers.containers.daemon import LONG_S, Daemon
+from agentfs.providers.containers.files import HostFiles
+from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keeper, name_of
+from agentfs.providers.containers.inmates import Inmates
+from agentfs.providers.containers.names import Names
+from agentfs.providers.containers.running import Box, Running, swept
+from agentfs.providers.containers.workdir import MIB, Owner, Workdir
+from agentfs.service import FileService
+
+_ABLE: Final = frozenset({"cpu", "memory", "processes", "disk", "view"})
+_HEALTH_S: Final = 3.0
+_SECRET_MIN: Final = 6  # characters: what is shorter is no secret, and stands in every text
+_INIT: Final = ["/sbin/docker-init", "-s", "--"]  # keeps what a command leaves behind among its own
+_ENTER: Final = ["/bin/sh", "-c", 'cd -- "$1" || exit 126; shift; exec "$@"', "sh"]
+"""The directory is entered inside: the engine would follow a link there with rights that no code has."""
+_ID: Final = re.compile(r"[a-z0-9-]{1,64}\Z")
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """Of one engine: its ``address``; ``image`` when none is asked for; ``pull`` images that are not there;
+    ``network`` for sessions that may have one, "" for none."""
+
+    address: str = "unix:///var/run/docker.sock"
+    image: str = ""
+    pull: bool = False
+    network: str = "bridge"
+
+
+class Docker:
+    """Provider ``docker``: see `agentfs.containers.port.ContainerProvider`."""
+
+    def __init__(self, top: Path, owner: Owner, runtime: str, options: Options = Options()) -> None:
+        """*top* holds the workdirs of this provider and nothing else: what is there `found` shows.
+
+        *runtime*: which containers of the engine are ours. Code runs as *owner*.
+        """
+        self._top, self._owner, self._runtime, self._options = top, owner, runtime, options
+        self._daemon, self._boxes, self._names = Daemon(options.address), dict[str, Box](), Names()
+
+    @property
+    def capabilities(self) -> frozenset[str]:
+        return _ABLE | ({"network"} if self._options.network else set())
+
+    async def health(self) -> str:
+        try:
+            with anyio.fail_after(2 * _HEALTH_S):
+                await self._daemon.call(lambda client: client.ping(), seconds=_HEALTH_S)
+        except OSError as exc:  # TimeoutError is one
+            return exc.strerror or "container engine: too many wait for it"
+        return ""
+
+    async def images(self) -> Sequence[str]:
+        found = await self._daemon.call(lambda client: client.images())
+        return sorted({tag for image in found for tag in image.get("RepoTags") or () if tag != "<none>:<none>"})
+
+    async def make(self, spec: Spec) -> None:
+        if spec.limits.allow_network and not self._options.network:
+            raise error(errno.EOPNOTSUPP, detail="network: this engine gives none")
+        workdir, image = self._workdir(spec.id), await self._image(spec.image or self._options.image)
+        await anyio.to_thread.run_sync(workdir.make)
+        try:
+            await self._create(spec, image, workdir)
+        except BaseException:
+            with anyio.CancelScope(shield=True), contextlib.suppress(OSError):  # what is left then, `found` shows
+                await self.remove(spec.id)
+            raise
+
+    async def _image(self, name: str) -> Any:
+        """What the engine knows of image *name*. ENOENT."""
+        if not name:
+            raise error(errno.EINVAL, detail="image: name one")
+        codes = {404: errno.ENOENT, 400: errno.EINVAL}
+        try:
+            return await self._daemon.call(lambda client: client.inspect_image(name), codes=codes)
+        except FileNotFoundError:
+            if not self._options.pull:
+                raise error(errno.ENOENT, detail=f"image: {name!r} is not here") from None
+        await self._daemon.pull(name)
+        return await self._daemon.call(lambda client: client.inspect_image(name), codes=codes)
+
+    async def _create(self, spec: Spec, image: Any, workdir: Workdir) -> None:
+        cpus = (await self._daemon.call(lambda client: client.info()))["NCPU"]
+        where = {"workdir": workdir.path, "network": self._options.network, "cpus": cpus}
+        asked = config(spec, image, self._owner, self._runtime, **where)
+        codes = {409: errno.EEXIST, 404: errno.ENOENT, 400: errno.EINVAL}
+        made = await self._daemon.call(lambda client: _made(client, asked), seconds=LONG_S, codes=codes)
+        _check(made.get("Warnings") or ())
+        await self._daemon.call(lambda client: _look(client, made["Id"], "/bin/sh"), codes={404: errno.EOPNOTSUPP})
+        absent = {404: errno.EOPNOTSUPP}  # a network
+        await self._daemon.call(lambda client: client.start(made["Id"]), seconds=LONG_S, codes=absent)
+        if not (await self._box(spec.id)).inmates.is_seen():
+            raise error(errno.EOPNOTSUPP, detail="container engine: its processes are not to be seen from here")
+
+    async def _box(self, id: str) -> Box:
+        """The container of session *id*, running. ENOENT."""
+        about = await self._daemon.call(lambda client: client.inspect_container(name_of(id)), codes={404: errno.ENOENT})
+        state, known = about["State"], self._boxes.get(id)
+        if (about["Config"]["Labels"] or {}).get(RUNTIME) != self._runtime or not state["Running"]:
+            raise error(errno.ENOENT, detail=f"session {id}: its container does not run")
+        if state["Paused"] and (known is None or not known.lock.locked()):  # as a crash may leave it
+            await self._daemon.call(lambda client: client.unpause(about["Id"]))
+        if known is None or (known.id, known.inmates.pid) != (about["Id"], state["Pid"]):
+            inmates = Inmates(about["Id"], state["Pid"], keeper(self._owner))
+            known = self._boxes[id] = Box(about["Id"], inmates, self._workdir(id))
+        return known
+
+    async def run(self, spec: Spec, command: Command) -> AsyncGenerator[Happening]:
+        box = await self._box(spec.id)
+        env = {"HOME": spec.workdir, **spec.env, **command.env}
+        hide = [value for value in env.values() if len(value) >= _SECRET_MIN and value != spec.workdir]
+        init = _INIT if await self._daemon.is_docker() else []
+        argv = [*init, *_ENTER, posixpath.join(spec.workdir, command.cwd), *command.argv]
+        running = Running(self._daemon, box, spec.limits, hide)
+        try:
+            await running.begin(argv, f"{self._owner.uid}:{self._owner.gid}", env, spec.workdir, command.stdin)
+            while True:
+                happening = await running.next()
+                yield happening
+                if isinstance(happening, Exit):
+                    return
+        finally:
+            with anyio.CancelScope(shield=True):
+                await running.close()
+
+    async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
+        await git.clone((await self._box(spec.id)).workdir, self._owner, repo, secret, spec.limits)
+
+    async def quiet(self, spec: Spec) -> None:
+        box = await self._box(spec.id)
+        with anyio.CancelScope(shield=True):
+            async with box.lock:
+                box.roots.clear()
+                await swept(self._daemon, box)
+
+    async def found(self) -> Sequence[str]:
+        ours = {"label": [f"{RUNTIME}={self._runtime}"]}
+        made = await self._daemon.call(lambda client: client.containers(all=True, filters=ours))
+        return sorted({one["Labels"][SESSION] for one in made} | await anyio.to_thread.run_sync(self._kept))
+
+    def _kept(self) -> set[str]:
+        return {path.name for path in self._top.iterdir() if _ID.match(path.name)} if self._top.is_dir() else set()
+
+    async def end(self, id: str) -> None:
+        ours = {"label": [f"{RUNTIME}={self._runtime}", f"{SESSION}={id}"]}
+        with anyio.CancelScope(shield=True):
+            made = await self._daemon.call(lambda client: client.containers(all=True, filters=ours))
+            for one in made:
+                await self._daemon.drop(one["Id"])
+            self._boxes.pop(id, None)
+
+    async def remove(self, id: str) -> None:
+        workdir = self._workdir(id)
+        await self.end(id)
+        await anyio.to_thread.run_sync(workdir.remove)
+
+    def _workdir(self, id: str) -> Workdir:
+        if not _ID.match(id):
+            raise error(errno.EINVAL, detail="id: want a-z, 0-9 and -, at most 64")
+        return Workdir(self._top, id, self._owner)
+
+    def files(self, id: str, limits: Limits) -> FileService:
+        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.max_disk_mb * MIB, names=self._names)
+
+    async def used(self, id: str) -> Used:
+        box = await self._box(id)
+        said = await self._daemon.call(
+            lambda client: client.stats(box.id, stream=False, one_shot=True), codes={404: errno.ENOENT}
+        )
+        size, _ = await anyio.to_thread.run_sync(box.workdir.used)
+        network = sum(one["rx_bytes"] + one["tx_bytes"] for one in (said.get("networks") or {}).values())
+        cpu_ns = said["cpu_stats"]["cpu_usage"]["total_usage"]
+        return Used(cpu_ns // 1_000_000, box.inmates.peak_bytes(), size, network)
+
+    async def aclose(self) -> None:
+        self._daemon.close()
+
+
+def _made(client: Any, asked: dict[str, Any]) -> Any:
+    return client.create_container(**asked | {"host_config": client.create_host_config(**asked["host_config"])})
+
+
+def _check(warnings: Sequence[str]) -> None:
+    """EOPNOTSUPP when the engine says that it leaves out a limit; that there is no swap to limit is no loss."""
+    for words in warnings:
+        if "discarded" in words.lower() and "swap" not in words.lower():
+            raise error(errno.EOPNOTSUPP, detail=f"container engine: {words[:500]}")
+
+
+def _look(client: Any, container: str, path: str) -> None:
+    """See that *path* is in *container*."""
+    stream, _ = client.get_archive(container, path)
+    stream.close()

@@ -1,0 +1,123 @@
+"""`Inmates`: the processes of one container as this machine sees them: which are left over, and their end.
+
+Told by control group and parent, never by what a process says of itself. Linux; needs the engine's process ids.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_GROUPS: Final = Path("/sys/fs/cgroup")
+_PROC: Final = Path("/proc")
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """One process: its id on this machine, its parent's, and who it runs as."""
+
+    pid: int
+    parent: int
+    uid: int
+    is_dead: bool
+
+
+class Inmates:
+    """The control group of a container whose first process is *pid*. Its methods block for a moment."""
+
+    def __init__(self, id: str, pid: int, keeper: int) -> None:
+        """*id* is the engine's, *keeper* the uid of the processes that belong to the container itself."""
+        self.pid, self._id, self._keeper = pid, id, keeper
+        self._group = _group(pid)
+
+    def is_seen(self) -> bool:
+        """Whether the processes of the engine can be seen from here at all."""
+        return self._id in self._group and self.pid in self._pids()
+
+    def _pids(self) -> list[int]:
+        try:
+            return [int(word) for word in (self._place() / "cgroup.procs").read_text().split()]
+        except OSError:  # it has ended, and its group with it
+            return []
+
+    def _place(self) -> Path:
+        old = _GROUPS / "memory"
+        return (old if old.is_dir() else _GROUPS) / self._group.lstrip("/")
+
+    def strays(self, roots: Iterable[int]) -> list[int]:
+        """All living processes of code that do not descend from any of *roots*."""
+        found = [process for pid in self._pids() if (process := _process(pid)) is not None]
+        parents = {process.pid: process.parent for process in found}
+        kept = set(roots)
+        return [
+            process.pid
+            for process in found
+            if not process.is_dead and process.uid != self._keeper and not _descends(process.pid, parents, kept)
+        ]
+
+    def kill(self, pids: Iterable[int]) -> None:
+        """End each of *pids* that is still in this container."""
+        for pid in pids:
+            try:
+                handle = os.pidfd_open(pid)
+            except OSError:
+                continue
+            try:
+                if self._id in _group(pid):  # asked behind the handle: its number is not somebody else's by now
+                    signal.pidfd_send_signal(handle, signal.SIGKILL)
+            except OSError:
+                continue
+            finally:
+                os.close(handle)
+
+    def kills(self) -> int | None:
+        """How many processes the kernel ended here for want of memory; None when it cannot be told."""
+        words = self._said("memory.oom_control", "memory.events").split()
+        return int(words[words.index("oom_kill") + 1]) if "oom_kill" in words else None
+
+    def peak_bytes(self) -> int | None:
+        """The most memory that was used here at a time; None when it cannot be told."""
+        said = self._said("memory.max_usage_in_bytes", "memory.peak")
+        return int(said) if said else None
+
+    def _said(self, *names: str) -> str:
+        for name in names:
+            try:
+                return (self._place() / name).read_text()
+            except OSError:
+                continue  # the other version of control groups, or the group is gone
+        return ""
+
+
+def _group(pid: int) -> str:
+    """The path of the control group that holds the memory of *pid*; "" when there is no such process."""
+    try:
+        lines = (_PROC / str(pid) / "cgroup").read_text().splitlines()
+    except OSError:
+        return ""
+    paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
+    return paths.get("memory") or paths.get("") or ""
+
+
+def _process(pid: int) -> Process | None:
+    try:
+        lines = (_PROC / str(pid) / "status").read_text(errors="replace").splitlines()
+    except OSError:
+        return None
+    said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+    # Name comes first and has its newlines escaped, so no name can stand for another line
+    return Process(pid, int(said["PPid"]), int(said["Uid"].split()[0]), said["State"][0] in "ZX")
+
+
+def _descends(pid: int, parents: dict[int, int], roots: set[int]) -> bool:
+    seen: set[int] = set()
+    while pid in parents and pid not in seen:
+        if pid in roots:
+            return True
+        seen.add(pid)
+        pid = parents[pid]
+    return False

@@ -1,0 +1,242 @@
+"""`Running`: one command in a container from its start to its end, and `Box`, what is known of a container meanwhile.
+
+It holds no scope and no task between two happenings: whoever reads them may stop at any.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+import anyio
+import anyio.to_thread
+import msgspec
+
+from agentfs.containers.documents import Limits
+from agentfs.containers.port import Cause, Exit, Happening, Output
+from agentfs.errors import error
+from agentfs.providers.containers.attached import Attached
+from agentfs.providers.containers.daemon import LONG_S, Daemon, cleaned
+from agentfs.providers.containers.inmates import Inmates
+from agentfs.providers.containers.workdir import Workdir
+
+_KILLED: Final = 137
+_TOO_LARGE: Final = 153  # SIGXFSZ
+_BEAT_S: Final = 5.0  # without a word from the engine, before it is asked whether it is there
+_END_S: Final = 5.0  # for the engine to notice an end
+_POLL_S: Final = 0.01
+_MEASURE_S: Final = 0.1
+_PLAIN: Final = 3  # rounds of killing before the container is frozen for it
+_ROUNDS: Final = 20
+
+
+@dataclass(slots=True)
+class Box:
+    """A container of this runtime. ``roots``: the first process of each command that runs, by its exec.
+
+    ``lock``: held while a command begins and while what is left of another is ended, so that neither takes the one
+    for the other.
+    """
+
+    id: str
+    inmates: Inmates
+    workdir: Workdir
+    lock: anyio.Lock = field(default_factory=anyio.Lock)
+    roots: dict[str, int] = field(default_factory=dict)
+
+
+async def swept(daemon: Daemon, box: Box) -> None:
+    """End every process of code in *box* that belongs to no command of its `Box.roots`; the lock is held.
+
+    What forks faster than it is killed is killed frozen. What outlives even that takes the container with it.
+    """
+    freezes = True
+    for turn in range(_ROUNDS):
+        left = await anyio.to_thread.run_sync(box.inmates.strays, list(box.roots.values()))
+        if not left:
+            return
+        if turn >= _PLAIN and freezes:
+            freezes = await _frozen(daemon, box)
+        else:
+            box.inmates.kill(left)
+        await anyio.sleep(_POLL_S * turn)
+    await daemon.call(lambda client: client.kill(box.id), codes={404: errno.ENOENT, 409: errno.ENOENT})
+
+
+async def _frozen(daemon: Daemon, box: Box) -> bool:
+    """Kill while nothing in *box* can fork; False when the engine cannot do that now."""
+    try:
+        await daemon.call(lambda client: client.pause(box.id))
+    except OSError:
+        return False
+    box.inmates.kill(await anyio.to_thread.run_sync(box.inmates.strays, list(box.roots.values())))
+    await daemon.call(lambda client: client.unpause(box.id))
+    return True
+
+
+class Running:
+    """One exec of *box*: `begin`, then `next` until the `Exit`, then `close`, whatever happened."""
+
+    def __init__(self, daemon: Daemon, box: Box, limits: Limits, hide: Sequence[str]) -> None:
+        self._daemon, self._box, self._limits, self._hide = daemon, box, limits, hide
+        self._exec, self._pidfd = "", -1
+        self._attached: Attached | None = None
+        self._kills = box.inmates.kills()
+        self._cause: Cause = ""
+        self._measure_s = time.monotonic() + _MEASURE_S  # a short command may still make room
+        self._is_ended = False
+
+    async def begin(self, argv: Sequence[str], user: str, env: Mapping[str, str], cwd: str, stdin: bytes) -> None:
+        """Start it. ENOENT when the container is gone, EREMOTEIO when the engine cannot."""
+        async with self._box.lock:
+            with anyio.CancelScope(shield=True):  # half begun, nobody could tell whose the process is
+                made = await self._daemon.call(
+                    lambda client: client.exec_create(
+                        self._box.id, list(argv), user=user, environment=dict(env), workdir=cwd, stdin=bool(stdin)
+                    ),
+                    codes={404: errno.ENOENT, 409: errno.ENOENT},
+                    hide=self._hide,
+                )
+                self._exec = made["Id"]
+                self._attached = Attached(self._daemon.path, stdin)
+                with anyio.move_on_after(LONG_S, shield=True):
+                    await self._start(self._attached)
+                    return
+        raise error(errno.ENOTCONN, detail="container engine: no answer to the start of a command")
+
+    async def _start(self, attached: Attached) -> None:
+        status, body = await attached.begin(await self._daemon.version(), self._exec)
+        if status == 0:
+            raise error(errno.ENOTCONN, detail="container engine: closed the connection")
+        if status != 101:
+            code = errno.ENOENT if status in (404, 409) else errno.EREMOTEIO
+            raise error(code, detail=cleaned(_message(body), self._hide))
+        while not (about := await self._inspect())["Pid"]:
+            if about["ExitCode"] is not None and not about["Running"]:
+                raise error(errno.EREMOTEIO, detail=cleaned(await _words(attached), self._hide))
+            await anyio.sleep(_POLL_S)
+        self._box.roots[self._exec] = about["Pid"]
+        try:
+            self._pidfd = os.pidfd_open(about["Pid"])
+        except ProcessLookupError:
+            self._is_ended = True
+        else:
+            attached.watch(self._pidfd)
+
+    async def _inspect(self) -> Any:
+        return await self._daemon.call(lambda client: client.exec_inspect(self._exec), codes={404: errno.ENOENT})
+
+    async def next(self) -> Happening:
+        """What happens next. ENOTCONN when the engine is away."""
+        assert self._attached is not None
+        deadline = time.monotonic() + (_END_S if self._is_ended else _BEAT_S)
+        while True:
+            await self._measure()
+            found: Output | None = None
+            with anyio.move_on_after(max(0.0, min(deadline, self._measure_s) - time.monotonic())):
+                found = await self._attached.next()
+            if found is not None:
+                return found
+            if self._attached.is_over:
+                await self._sweep()
+                return await self._exit()
+            if self._attached.is_ended and not self._is_ended:
+                self._is_ended = True
+                await self._sweep()
+                deadline = time.monotonic() + _END_S
+            if time.monotonic() >= deadline:
+                deadline = await self._beat()
+
+    async def _beat(self) -> float:
+        """See that the engine is there; until when to listen now."""
+        if self._is_ended:
+            raise error(errno.ENOTCONN, detail="container engine: does not tell of the end of a command")
+        await self._daemon.call(lambda client: client.ping())
+        return time.monotonic() + _BEAT_S
+
+    async def _measure(self) -> None:
+        """Every now and then: end it when more lies in the workdir than may."""
+        begun = time.monotonic()
+        if begun < self._measure_s:
+            return
+        if await anyio.to_thread.run_sync(self._box.workdir.is_over, self._limits):
+            self._cause, self._measure_s = "disk", math.inf
+            await self._sweep()
+        else:
+            self._measure_s = time.monotonic() + max(_MEASURE_S, 10 * (time.monotonic() - begun))
+
+    async def _sweep(self) -> None:
+        """End all that is left of it."""
+        with anyio.CancelScope(shield=True):  # never left frozen
+            async with self._box.lock:
+                self._box.roots.pop(self._exec, None)
+                with contextlib.suppress(FileNotFoundError):  # gone with its container
+                    await swept(self._daemon, self._box)
+
+    async def _exit(self) -> Exit:
+        until = time.monotonic() + _END_S
+        while time.monotonic() < until:
+            try:
+                about = await self._inspect()
+            except FileNotFoundError:
+                return Exit(_KILLED, self._cause or "gone")
+            if not about["Running"] and about["ExitCode"] is not None:
+                return await self._ended(about["ExitCode"] & 0xFF)
+            await anyio.sleep(_POLL_S)
+        raise error(errno.ENOTCONN, detail="container engine: does not tell how a command ended")
+
+    async def _ended(self, code: int) -> Exit:
+        if self._cause:
+            return Exit(code or _KILLED, self._cause)
+        if code in (0, _TOO_LARGE):
+            return Exit(code, "disk" if code else "")
+        kills = self._box.inmates.kills()
+        if self._kills is not None and (kills or 0) > self._kills:
+            return Exit(code, "memory")
+        state = await self._state()
+        if not state.get("Running"):
+            return Exit(_KILLED, "memory" if state.get("OOMKilled") else "gone")
+        return Exit(code)
+
+    async def _state(self) -> Any:
+        try:
+            about = await self._daemon.call(
+                lambda client: client.inspect_container(self._box.id), codes={404: errno.ENOENT}
+            )
+        except FileNotFoundError:
+            return {}
+        return about["State"]
+
+    async def close(self) -> None:
+        """End it and everything it began, and give back what is held. Also without the engine."""
+        try:
+            if self._exec:
+                await self._sweep()
+        finally:
+            if self._attached is not None:
+                self._attached.close()
+            if self._pidfd >= 0:
+                os.close(self._pidfd)
+                self._pidfd = -1
+
+
+async def _words(attached: Attached) -> str:
+    """What the engine says on the stream of a command that did not begin."""
+    words = b""
+    with anyio.move_on_after(_END_S):
+        while len(words) < _KILLED * 10 and (output := await attached.next()) is not None:
+            words += output.data
+    return words.decode(errors="replace")
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(msgspec.json.decode(body)["message"])
+    except (msgspec.DecodeError, KeyError, TypeError):
+        return body.decode(errors="replace")
