@@ -205,7 +205,7 @@ async def test_sessions_outlive_the_runtime(box: Bubblewrap, tmp_path: Path) -> 
         with pytest.raises(OSError, match="session s1") as caught:
             await later.make(SPEC)
         assert caught.value.errno == errno.EEXIST
-        async with await later.files("s1").open(TreePath("note"), Mode.READ) as handle:
+        async with await later.files("s1", Limits()).open(TreePath("note"), Mode.READ) as handle:
             assert await handle.read(100, 0) == b"kept\n"
         await later.remove("s1")
         await later.remove("s1")

@@ -126,7 +126,7 @@ class Groups:
         try:
             for place in self._places:
                 path = place.path / name
-                path.mkdir(exist_ok=True)
+                path.mkdir(parents=True, exist_ok=True)
                 made[path] = place
             group = Group(made)
             group.limit(limits)
