@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from agentfs.containers.port import ContainerProvider
+from agentfs.errors import error
 from agentfs.providers.containers.bubblewrap import Bubblewrap
-from agentfs.providers.containers.docker import Docker
 from agentfs.providers.containers.workdir import Owner
 
 DOCKER_SOCKET: Final = "/var/run/docker.sock"
@@ -35,7 +36,11 @@ def owner() -> Owner:
 def make(kind: str, place: Place, socket: str = "") -> ContainerProvider:
     """The engine of *kind*, which the configuration has checked. ENOENT: its package is missing."""
     if kind == "docker":
-        return Docker(place.top, place.owner, place.runtime, socket or DOCKER_SOCKET)
+        try:
+            from agentfs.providers.containers.docker import Docker
+        except ImportError as exc:
+            raise error(errno.ENOENT, detail=f"docker: install agentfs[docker]: {exc.name} is missing") from exc
+        return Docker(place.top / kind, place.owner, place.runtime, socket or DOCKER_SOCKET)
     return Bubblewrap(place.top, place.owner, place.images)
 
 

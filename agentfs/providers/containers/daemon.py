@@ -35,11 +35,9 @@ Errnos: TypeAlias = Mapping[int, int]
 class Daemon:
     """One engine. Safe for concurrent use; nothing here blocks the loop."""
 
-    def __init__(self, address: str) -> None:
-        """*address*: ``unix:///PATH``. EINVAL for any other: what it binds must be on this machine."""
-        if not address.startswith("unix://"):
-            raise error(errno.EINVAL, detail="address: want unix:///PATH: the engine has to be on this machine")
-        self.path = address.removeprefix("unix://")
+    def __init__(self, path: str) -> None:
+        """*path*: of its socket on this machine, where what it binds has to be."""
+        self.path = path
         self._clients: dict[float, Client] = {}
         self._is_docker: bool | None = None
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
