@@ -19,7 +19,8 @@ from agentfs.containers.port import Command, Exit, Spec
 from agentfs.providers.containers.docker import Docker
 from agentfs.providers.containers.workdir import Owner
 
-OWNER: Final = Owner(65532, 65532)
+_NOBODY: Final = 300_000 + os.getpid() % 100_000  # of this run alone, so that what is left over is seen to be its own
+OWNER: Final = Owner(_NOBODY, _NOBODY)
 BUSYBOX: Final = "agentfs-test/busybox:1"
 PYTHON: Final = "agentfs-test/python:1"
 _STARTS_S = 60
@@ -111,6 +112,7 @@ class Engine:
             self.process.kill()
             self.process.wait()
         self.process = None
+        (self.top / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)  # no next one waits for a dead one
         for pid in children:  # its containerd, when it could not end it
             if b"containerd" in _command(pid) and b"shim" not in _command(pid):
                 os.kill(pid, signal.SIGKILL)

@@ -65,8 +65,8 @@ async def closed_after(boxes: Boxes, line: str, first: bytes = b"begun\n") -> No
         "setsid sleep 1000 & setsid setsid sleep 1000 & echo begun; exit",
         "(setsid sh -c 'setsid env -i sleep 1000 </dev/null >/dev/null 2>&1 &' &); echo begun; sleep 1000",
         "(sleep 1000 >/dev/null 2>&1 &); echo begun; sleep 1; kill -9 $PPID; sleep 1000",
-        "f() { while :; do sleep 1000 & done; }; f 2>/dev/null & f 2>/dev/null & sleep 1; echo begun; wait",
-        "echo begun; b() { b | b & }; while :; do b; done 2>/dev/null",
+        "exec 2>/dev/null; f() { while :; do sleep 1000 & done; }; f & f & sleep 1; echo begun; wait",
+        "exec 2>/dev/null; echo begun; b() { b | b & }; while :; do b; done",
     ],
 )
 async def test_nothing_outlives_a_command_that_is_given_up(boxes: Boxes, line: str) -> None:

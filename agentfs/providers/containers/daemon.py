@@ -6,6 +6,7 @@ It knows nothing of sandboxes: what is asked is in `agentfs.providers.containers
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -70,6 +71,8 @@ class Daemon:
         return error(errno.ENOTCONN, detail=f"container engine at {self.path}: {_reason(exc)}")
 
     def _client(self, seconds: float) -> Client:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as knock:
+            knock.connect(self.path)  # the package would leave its socket open when nobody is there
         client = self._clients.get(seconds)
         if client is None:
             client = APIClient(base_url=f"unix://{self.path}", version="auto", timeout=seconds)
