@@ -31,10 +31,6 @@ class Boxes:
     """A provider over *engine*, whose code runs as nobody of this machine, and one session of it at a time."""
 
     def __init__(self, engine: Engine, top: Path, runtime: str = "suite", **options: Any) -> None:
-        top.chmod(0o711)
-        for parent in top.parents:
-            if parent.stat().st_mode & 0o001 == 0:
-                parent.chmod(parent.stat().st_mode | 0o011)  # pytest's own directories are closed
         self.top = top / "boxes"
         self.provider = Docker(self.top, OWNER, runtime, str(engine.socket), **options)
         self.count = 0
