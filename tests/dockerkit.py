@@ -108,7 +108,7 @@ class Engine:
             self.process.kill()
             self.process.wait()
         self.process = None
-        (self.top / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)  # no next one waits for a dead one
+        (self.top / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)  # else the next waits for it
         for pid in children:  # its containerd, when it could not end it
             if b"containerd" in _command(pid) and b"shim" not in _command(pid):
                 os.kill(pid, signal.SIGKILL)
