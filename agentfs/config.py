@@ -64,14 +64,14 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Sandboxes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An engine of sandboxes; what an hour costs is in micro-USD. All but ``kind`` and the price are docker's alone:
+    """An engine of sandboxes; what an hour costs is in micro-USD. All but ``kind``, ``image`` and the price are docker's alone:
 
-    ``url``: where its engine listens; ``image``: what a request that names none gets; ``pull``: fetch images that are
+    ``socket``: where its engine listens; ``image``: what a request that names none gets; ``pull``: fetch images that are
     not there; ``network``: which network sessions join that may have one, "" for none.
     """
 
     kind: Literal["bubblewrap", "docker"]
-    url: Annotated[str, msgspec.Meta(pattern=r"^unix:///[^\x00]+\Z", max_length=120)] = "unix:///var/run/docker.sock"
+    socket: Annotated[str, msgspec.Meta(pattern=r"^/[^\x00]+\Z", max_length=100)] = "/var/run/docker.sock"
     image: Annotated[str, msgspec.Meta(pattern=r"^[^\s\x00]*\Z", max_length=500)] = ""
     pull: bool = False
     network: Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9._-]*\Z", max_length=120)] = "bridge"
@@ -142,7 +142,7 @@ def _declared() -> Iterator[Option]:
     yield Option("log_level", Level, "info", "least severe record that is logged")
     yield Option("drain_seconds", Annotated[int, msgspec.Meta(ge=0, le=3600)], 10, "wait for running ticks at a stop")
     yield Option("providers", dict[Name, Upstream], {}, "servers of models by name: kind, url, key")
-    yield Option("sandboxes", dict[Name, Sandboxes], {}, "engines of sandboxes by name: kind, url, usd_per_hour")
+    yield Option("sandboxes", dict[Name, Sandboxes], {}, "engines of sandboxes by name: kind, socket, usd_per_hour")
     yield Option("discover", bool, True, "use what is found here: models on their usual ports, engines of sandboxes")
     yield Option("tls_cert", Text, None, "PEM certificate of the HTTP face, which then speaks TLS only")
     yield Option("tls_key", Text, None, "PEM private key of tls_cert")

@@ -35,7 +35,6 @@ from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.compute import catalog
 from agentfs.providers.containers import catalog as boxes
-from agentfs.providers.containers.docker import Options
 from agentfs.providers.keys.kept import keeping
 from agentfs.providers.keys.wire import Source
 from agentfs.providers.programs.execute import Execute
@@ -124,7 +123,10 @@ async def engines(config: Config) -> AsyncIterator[Mapping[str, Offer]]:
     """The engines of sandboxes that *config* names, and those that work here; closed at the end, sandboxes stay."""
     home = StateDir(config.state)
     place = boxes.Place(home.sandboxes, home.images, boxes.owner(), hash_of(str(config.state))[:12])
-    named = {name: Offer(_engine(name, place, each), each.usd_per_hour) for name, each in config.sandboxes.items()}
+    named = {
+        name: Offer(_engine(name, place, each), each.usd_per_hour, each.image)
+        for name, each in config.sandboxes.items()
+    }
     here = await boxes.found(place) if config.discover else {}
     offers = {name: Offer(provider) for name, provider in here.items() if name not in named} | named
     try:
@@ -138,7 +140,7 @@ async def engines(config: Config) -> AsyncIterator[Mapping[str, Offer]]:
 def _engine(name: str, place: boxes.Place, wanted: Sandboxes) -> ContainerProvider:
     if wanted.kind == "bubblewrap":
         return boxes.bubblewrap(name, place)
-    return boxes.docker(name, place, Options(wanted.url, wanted.image, wanted.pull, wanted.network))
+    return boxes.docker(name, place, wanted.socket, pull=wanted.pull, network=wanted.network)
 
 
 @asynccontextmanager

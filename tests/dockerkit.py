@@ -16,11 +16,13 @@ from typing import Any, Final, NamedTuple
 
 from agentfs.containers.documents import Limits, Words, argv_of
 from agentfs.containers.port import Command, Exit, Spec
-from agentfs.providers.containers.docker import Docker, Options
+from agentfs.providers.containers.docker import Docker
 from agentfs.providers.containers.workdir import Owner
 
-OWNER: Final = Owner(65532, 65532)
-BUSYBOX, PYTHON = "agentfs-test/busybox:1", "agentfs-test/python:1"
+_NOBODY: Final = 300_000 + os.getpid() % 100_000  # of this run alone, so that what is left over is seen to be its own
+OWNER: Final = Owner(_NOBODY, _NOBODY)
+BUSYBOX: Final = "agentfs-test/busybox:1"
+PYTHON: Final = "agentfs-test/python:1"
 _STARTS_S = 60
 _STOPS_S = 30
 
@@ -29,15 +31,11 @@ class Boxes:
     """A provider over *engine*, whose code runs as nobody of this machine, and one session of it at a time."""
 
     def __init__(self, engine: Engine, top: Path, runtime: str = "suite", **options: Any) -> None:
-        top.chmod(0o711)
-        for parent in top.parents:
-            if parent.stat().st_mode & 0o001 == 0:
-                parent.chmod(parent.stat().st_mode | 0o011)  # pytest's own directories are closed
         self.top = top / "boxes"
-        self.provider = Docker(self.top, OWNER, runtime, Options(engine.address, BUSYBOX, **options))
+        self.provider = Docker(self.top, OWNER, runtime, str(engine.socket), **options)
         self.count = 0
 
-    def spec(self, id: str = "s1", image: str = "", view: str = "", **limits: Any) -> Spec:
+    def spec(self, id: str = "s1", image: str = BUSYBOX, view: str = "", **limits: Any) -> Spec:
         given = {"max_memory_mb": 64, "max_disk_mb": 8, "max_processes": 40, "max_files": 2000} | limits
         return Spec(id, "ada", image, limits=Limits(**given), view=view)
 
@@ -68,8 +66,8 @@ class Ran(NamedTuple):
 class Engine:
     """One dockerd: without a bridge and without any rule of the firewall; `start` and `stop` as often as wanted."""
 
-    def __init__(self) -> None:
-        self.top = Path(tempfile.mkdtemp(prefix="agentfs-docker-", dir="/tmp"))  # a socket's path is short
+    def __init__(self, top: Path | None = None) -> None:
+        self.top = top or Path(tempfile.mkdtemp(prefix="agentfs-docker-", dir="/tmp"))  # a socket's path is short
         self.socket = self.top / "docker.sock"
         self.address = f"unix://{self.socket}"
         self.process: subprocess.Popen[bytes] | None = None
@@ -110,6 +108,7 @@ class Engine:
             self.process.kill()
             self.process.wait()
         self.process = None
+        (self.top / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)  # else the next waits for it
         for pid in children:  # its containerd, when it could not end it
             if b"containerd" in _command(pid) and b"shim" not in _command(pid):
                 os.kill(pid, signal.SIGKILL)

@@ -66,7 +66,7 @@ async def test_how_a_command_ends(boxes: Boxes) -> None:
 
 
 async def test_env_is_given_and_told_to_nobody_else(boxes: Boxes, docker_engine: Engine) -> None:
-    spec = Spec("s1", "ada", env={"TOKEN": "hush-hush"}, limits=boxes.spec().limits)
+    spec = Spec("s1", "ada", BUSYBOX, env={"TOKEN": "hush-hush"}, limits=boxes.spec().limits)
     await boxes.provider.make(spec)
     ran = await boxes.run(spec, "echo $TOKEN $MORE $HOME; cat /proc/self/cmdline /proc/1/environ", env={"MORE": "yes"})
     assert ran.out.startswith("hush-hush yes /work\n") and ran.out.count("hush-hush") == 1
@@ -88,7 +88,7 @@ async def test_commands_run_beside_each_other_and_end_alone(boxes: Boxes) -> Non
 
 async def test_files_are_the_workdir_from_both_sides(boxes: Boxes) -> None:
     await boxes.provider.make(spec := boxes.spec())
-    files = boxes.provider.files("s1")
+    files = boxes.provider.files("s1", Limits())
     await boxes.run(spec, "echo from inside > a")
     async with await files.open(clean("a"), Mode.READ) as handle:
         assert await handle.read(100, 0) == b"from inside\n"
@@ -104,7 +104,7 @@ async def test_files_are_the_workdir_from_both_sides(boxes: Boxes) -> None:
 
 async def test_what_was_used_is_told(boxes: Boxes) -> None:
     await boxes.provider.make(spec := boxes.spec(max_memory_mb=128))
-    await boxes.run(spec, "tail -c 20m /dev/zero >/dev/null; dd if=/dev/zero of=a bs=1M count=2; i=0; "
+    await boxes.run(spec, "dd if=/dev/zero of=/dev/null bs=24M count=1; dd if=/dev/zero of=a bs=1M count=2; i=0; "
                           "while [ $i -lt 100000 ]; do i=$((i+1)); done")  # fmt: skip
     used = await boxes.provider.used("s1")
     assert used.cpu_ms is not None and used.cpu_ms > 20
@@ -121,7 +121,7 @@ async def test_the_view_and_sockets_are_inside(boxes: Boxes, tmp_path: Path) -> 
     with socket.socket(socket.AF_UNIX) as server:
         server.bind(str(tmp_path / "s"))
         limits, sockets = boxes.spec().limits, {"/run/x.sock": str(tmp_path / "s")}
-        await boxes.provider.make(spec := Spec("s1", "ada", limits=limits, view=str(view), sockets=sockets))
+        await boxes.provider.make(spec := Spec("s1", "ada", BUSYBOX, limits=limits, view=str(view), sockets=sockets))
     assert (await boxes.run(spec, "cat /agent/status; ls /run; [ -S /run/x.sock ]")) == (0, "", "running\nx.sock\n", "")
 
 

@@ -52,9 +52,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise error(errno.EACCES, detail="repo: the policy forbids the network")
         return msgspec.convert({**found, "allow_network": bool(request.limits.allow_network)}, Limits)
 
-    def check(self, request: Request) -> None:
-        """EACCES for an image or a price that is not allowed, EINVAL where *request* lacks what is required."""
-        image = request.image or self.default_image
+    def check(self, request: Request, image: str) -> None:
+        """EACCES when *image*, "" the provider's own, is not allowed; EINVAL where *request* lacks what is required."""
         if not _fits(image, self.allowed_images) or any(fnmatchcase(image, p) for p in self.blocked_images):
             raise error(errno.EACCES, detail=f"image {image!r}: the policy forbids it")
         if self.require_idempotency and not request.idempotency_key:

@@ -95,10 +95,11 @@ class Inside:
 
 @dataclass(frozen=True, slots=True)
 class Offer:
-    """A provider and what a session costs there, in micro-USD an hour."""
+    """A provider, what a session costs there in micro-USD an hour, and the image of one that names none."""
 
     provider: ContainerProvider
     usd_per_hour: int = 0
+    image: str = ""
 
 
 class ContainerProvider(Protocol):

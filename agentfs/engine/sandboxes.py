@@ -89,12 +89,12 @@ class Sandboxes:
         """
         request, agent = order.request, order.agent
         rules = await self.policy(agent)
-        rules.check(request)
         limits = rules.limits(request)
         name = self._choice(request, rules, limits)
+        rules.check(request, self._image(request, rules, name))
         price = self.offers[name].usd_per_hour
         intent = self._intent(order, _reserved(request, rules, price, limits), limits)
-        known = await self._known(order.agent, intent)
+        old, known = await self._known(order.agent, intent)
         if known is None and self._count(agent) >= rules.max_sessions:
             raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
         stored = msgspec.json.encode(request).decode()
@@ -102,6 +102,7 @@ class Sandboxes:
             agent=agent, id=intent.id, request=stored, state=PROVISIONING, provider=name,
             source=order.account.principal.source, at_ns=self._core.clock.now_ns(), reserved_usd=intent.max_cost_usd,
             usd_per_hour=price, until_ns=self._core.clock.now_ns() + _time_ns(request, limits),
+            version=old.version + 1 if old else 1,
         )  # fmt: skip
         room = AtMost(SandboxRow, (agent,), self._core.limits.sandboxes, errno.ENOSPC)
         new: Sequence[Change] = (Put(row), room, DropLogs(agent, log_of(row.id)))
@@ -122,13 +123,17 @@ class Sandboxes:
             envelope=ticks[0] if ticks else "",
         )  # fmt: skip
 
-    async def _known(self, agent: str, intent: Intent) -> SandboxRow | None:
+    async def _known(self, agent: str, intent: Intent) -> tuple[SandboxRow | None, SandboxRow | None]:
+        """The session under this key, and the same when this very request began it."""
+        old = await self._core.store.get(SandboxRow, agent, intent.id)
         entry = await self._money.journal.get(agent, intent.id)
-        is_same = entry is not None and entry.hash == intent.hash
-        return await self._core.store.get(SandboxRow, agent, intent.id) if is_same else None
+        return old, old if entry is not None and entry.hash == intent.hash else None
 
     def _count(self, agent: str) -> int:
         return sum(owner == agent for owner, _ in self.running)
+
+    def _image(self, request: Request, rules: Policy, provider: str) -> str:
+        return request.image or rules.default_image or self.offers[provider].image
 
     def _choice(self, request: Request, rules: Policy, limits: Limits) -> str:
         """The provider: the one that is named, else the first that may and can."""
@@ -188,8 +193,7 @@ class Sandboxes:
     async def _spec(self, row: SandboxRow) -> Spec:
         request, rules = msgspec.json.decode(row.request, type=Request), await self.policy(row.agent)
         inside = await self._inside(row.agent)
-        image = request.image or rules.default_image
-        limits = _kept(request, rules)
+        image, limits = self._image(request, rules, row.provider), _kept(request, rules)
         return Spec(row.id, row.agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets)
 
     async def _start(self, row: SandboxRow) -> None:
@@ -225,8 +229,7 @@ class Sandboxes:
             self._money.journal.live.discard(key)
 
     async def _lived(self, session: Session) -> End:
-        async with self._slots:
-            end = await session.live()
+        end = await session.live(self._slots)
         for scope in list(session.execs.values()):
             scope.cancel()
         return end

@@ -23,7 +23,7 @@ from agentfs.engine.secrets import Secrets
 from agentfs.errors import detail_of, row_of
 from agentfs.fault import point
 from agentfs.ports import Expect, Put
-from agentfs.rows import ExecRow, SandboxRow
+from agentfs.rows import AgentRow, ExecRow, SandboxRow
 
 PROVISIONING, CLONING, RUNNING = "provisioning", "cloning", "running"
 COMPLETE, FAILED, EXPIRED, CANCELLED = "complete", "failed", "expired", "cancelled"
@@ -75,13 +75,17 @@ class Session:
     async def change(self, **fields: Any) -> None:
         """Store what changed of its row."""
         self.row = msgspec.structs.replace(self.row, version=self.row.version + 1, **fields)
-        await self._core.commit(Expect(SandboxRow, (self.row.agent, self.row.id), errno=errno.ENOENT), Put(self.row))
+        alive = Expect(AgentRow, (self.row.agent,), "terminated_at_ns", None, errno.ECANCELED)
+        await self._core.commit(
+            alive, Expect(SandboxRow, (self.row.agent, self.row.id), errno=errno.ENOENT), Put(self.row)
+        )
 
-    async def live(self) -> End:
-        """Until its commands have run, or, of an interactive one, until it is stopped."""
+    async def live(self, slots: anyio.Semaphore) -> End:
+        """Until its commands have run, or, of an interactive one, until it is stopped; in one of *slots*."""
         with self._scope:
             try:
-                return await self._live()
+                async with slots:
+                    return await self._live()
             except OSError as exc:
                 return failed(exc)
         return self._end

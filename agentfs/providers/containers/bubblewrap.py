@@ -215,8 +215,8 @@ class Bubblewrap:
 
     def _launch(self, spec: Spec, command: Command, workdir: Workdir, group: Group | None) -> Launch:
         image, place = self._image(spec.image), str(workdir.path)
-        outside = [place, *([str(image)] if image else []), *([spec.view] if spec.view else []), *spec.sockets.values()]
-        reach = Reach(self._become, [*outside, self._bwrap])
+        outside = [place, *([str(image)] if image else []), *spec.sockets.values(), self._bwrap]
+        reach = Reach(self._become, outside, spec.view)
         env = {
             "PATH": rootfs.PATH, "HOME": spec.workdir, "USER": "agent", "LOGNAME": "agent", "SHELL": "/bin/sh",
             "LANG": "C.UTF-8", **spec.env, **command.env,

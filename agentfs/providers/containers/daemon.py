@@ -6,6 +6,7 @@ It knows nothing of sandboxes: what is asked is in `agentfs.providers.containers
 from __future__ import annotations
 
 import errno
+import socket
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, Final, TypeAlias, TypeVar
 
@@ -35,11 +36,9 @@ Errnos: TypeAlias = Mapping[int, int]
 class Daemon:
     """One engine. Safe for concurrent use; nothing here blocks the loop."""
 
-    def __init__(self, address: str) -> None:
-        """*address*: ``unix:///PATH``. EINVAL for any other: what it binds must be on this machine."""
-        if not address.startswith("unix://"):
-            raise error(errno.EINVAL, detail="address: want unix:///PATH: the engine has to be on this machine")
-        self.path = address.removeprefix("unix://")
+    def __init__(self, path: str) -> None:
+        """*path*: of its socket on this machine, where what it binds has to be."""
+        self.path = path
         self._clients: dict[float, Client] = {}
         self._is_docker: bool | None = None
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
@@ -72,6 +71,8 @@ class Daemon:
         return error(errno.ENOTCONN, detail=f"container engine at {self.path}: {_reason(exc)}")
 
     def _client(self, seconds: float) -> Client:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as knock:
+            knock.connect(self.path)  # the package would leave its socket open when nobody is there
         client = self._clients.get(seconds)
         if client is None:
             client = APIClient(base_url=f"unix://{self.path}", version="auto", timeout=seconds)

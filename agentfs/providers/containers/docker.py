@@ -11,7 +11,6 @@ import errno
 import posixpath
 import re
 from collections.abc import AsyncGenerator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,31 +39,23 @@ _ENTER: Final = ["/bin/sh", "-c", 'cd -- "$1" || exit 126; shift; exec "$@"', "s
 _ID: Final = re.compile(r"[a-z0-9-]{1,64}\Z")
 
 
-@dataclass(frozen=True, slots=True)
-class Options:
-    """Of one engine: its ``address``; ``image`` when none is asked for; ``pull`` images that are not there;
-    ``network`` for sessions that may have one, "" for none."""
-
-    address: str = "unix:///var/run/docker.sock"
-    image: str = ""
-    pull: bool = False
-    network: str = "bridge"
-
-
 class Docker:
     """Provider ``docker``: see `agentfs.containers.port.ContainerProvider`."""
 
-    def __init__(self, top: Path, owner: Owner, runtime: str, options: Options = Options()) -> None:
+    def __init__(
+        self, top: Path, owner: Owner, runtime: str, socket: str, *, pull: bool = False, network: str = "bridge"
+    ) -> None:
         """*top* holds the workdirs of this provider and nothing else: what is there `found` shows.
 
-        *runtime*: which containers of the engine are ours. Code runs as *owner*.
+        *runtime*: whose the containers are. *socket*: the path of the engine's. *pull*: images that are not there are
+        fetched. *network*: the engine's for sessions that may have one, "" for none. Code runs as *owner*.
         """
-        self._top, self._owner, self._runtime, self._options = top, owner, runtime, options
-        self._daemon, self._boxes, self._names = Daemon(options.address), dict[str, Box](), Names()
+        self._top, self._owner, self._runtime, self._pull, self._network = top, owner, runtime, pull, network
+        self._daemon, self._boxes, self._names = Daemon(socket), dict[str, Box](), Names()
 
     @property
     def capabilities(self) -> frozenset[str]:
-        return _ABLE | ({"network"} if self._options.network else set())
+        return _ABLE | ({"network"} if self._network else set())
 
     async def health(self) -> str:
         try:
@@ -79,9 +70,9 @@ class Docker:
         return sorted({tag for image in found for tag in image.get("RepoTags") or () if tag != "<none>:<none>"})
 
     async def make(self, spec: Spec) -> None:
-        if spec.limits.allow_network and not self._options.network:
-            raise error(errno.EOPNOTSUPP, detail="network: this engine gives none")
-        workdir, image = self._workdir(spec.id), await self._image(spec.image or self._options.image)
+        if spec.limits.allow_network:
+            await self._see_network()
+        workdir, image = self._workdir(spec.id), await self._image(spec.image)
         await anyio.to_thread.run_sync(workdir.make)
         try:
             await self._create(spec, image, workdir)
@@ -89,6 +80,15 @@ class Docker:
             with anyio.CancelScope(shield=True), contextlib.suppress(OSError):  # what is left then, `found` shows
                 await self.remove(spec.id)
             raise
+
+    async def _see_network(self) -> None:
+        """EOPNOTSUPP when there is none: an engine without a bridge would say nothing and give none."""
+        try:
+            if not self._network:
+                raise error(errno.ENOENT, detail="none is configured")
+            await self._daemon.call(lambda client: client.inspect_network(self._network), codes={404: errno.ENOENT})
+        except FileNotFoundError as exc:
+            raise error(errno.EOPNOTSUPP, detail=f"network: {exc.strerror}") from None
 
     async def _image(self, name: str) -> Any:
         """What the engine knows of image *name*. ENOENT."""
@@ -98,14 +98,14 @@ class Docker:
         try:
             return await self._daemon.call(lambda client: client.inspect_image(name), codes=codes)
         except FileNotFoundError:
-            if not self._options.pull:
+            if not self._pull:
                 raise error(errno.ENOENT, detail=f"image: {name!r} is not here") from None
         await self._daemon.pull(name)
         return await self._daemon.call(lambda client: client.inspect_image(name), codes=codes)
 
     async def _create(self, spec: Spec, image: Any, workdir: Workdir) -> None:
         cpus = (await self._daemon.call(lambda client: client.info()))["NCPU"]
-        where = {"workdir": workdir.path, "network": self._options.network, "cpus": cpus}
+        where = {"workdir": workdir.path, "network": self._network, "cpus": cpus}
         asked = config(spec, image, self._owner, self._runtime, **where)
         codes = {409: errno.EEXIST, 404: errno.ENOENT, 400: errno.EINVAL}
         made = await self._daemon.call(lambda client: _made(client, asked), seconds=LONG_S, codes=codes)

@@ -50,14 +50,18 @@ class Inmates:
 
     def strays(self, roots: Iterable[int]) -> list[int]:
         """All living processes of code that do not descend from any of *roots*."""
+        kept = set(roots)
+        return [pid for pid, parents in self._living() if not _descends(pid, parents, kept)]
+
+    def family(self, root: int) -> list[int]:
+        """The living processes that descend from *root*, and itself."""
+        return [pid for pid, parents in self._living() if _descends(pid, parents, {root})]
+
+    def _living(self) -> list[tuple[int, dict[int, int]]]:
+        """Every living process of code, each with the parents of all."""
         found = [process for pid in self._pids() if (process := _process(pid)) is not None]
         parents = {process.pid: process.parent for process in found}
-        kept = set(roots)
-        return [
-            process.pid
-            for process in found
-            if not process.is_dead and process.uid != self._keeper and not _descends(process.pid, parents, kept)
-        ]
+        return [(one.pid, parents) for one in found if not one.is_dead and one.uid != self._keeper]
 
     def kill(self, pids: Iterable[int]) -> None:
         """End each of *pids* that is still in this container."""

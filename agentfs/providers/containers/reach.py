@@ -29,14 +29,20 @@ exec setpriv --reuid "$uid" --regid "$gid" --clear-groups --no-new-privs -- "$@"
 class Reach:
     """The way of *owner* to some paths, as the runtime's own user (*owner* None) or another."""
 
-    def __init__(self, owner: Owner | None, paths: Sequence[str]) -> None:
+    def __init__(self, owner: Owner | None, paths: Sequence[str], served: str = "") -> None:
+        """*served*: one more directory, "" for none, that is in a mount of this very process, which must not touch it."""
         self._owner = owner
         closed = [] if owner is None else [path for path in dict.fromkeys(paths) if not is_open(path, owner)]
-        free = [at for at in _PLACES if Path(at).is_dir() and not any(path.startswith(f"{at}/") for path in paths)]
+        closed += [served] if served and owner is not None else []
+        taken, mounts = [*paths, served], Path("/proc/self/mounts").read_text()
+        free = [
+            at for at in _PLACES
+            if f" {at} " not in mounts and not any(path.startswith(f"{at}/") for path in taken) and Path(at).is_dir()
+        ]  # fmt: skip
         self._made, *direct = free  # one for what needs a mount point made; binding on what is there is faster
         self._at: dict[str, str] = {}
         for number, path in enumerate(closed):
-            is_direct = bool(direct) and Path(path).is_dir()
+            is_direct = bool(direct) and (path == served or Path(path).is_dir())
             self._at[path] = direct.pop() if is_direct else f"{self._made}/{number}"
 
     def seen(self, path: str) -> str:

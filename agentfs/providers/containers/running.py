@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -24,6 +23,7 @@ from agentfs.errors import error
 from agentfs.providers.containers.attached import Attached
 from agentfs.providers.containers.daemon import LONG_S, Daemon, cleaned
 from agentfs.providers.containers.inmates import Inmates
+from agentfs.providers.containers.watched import Watched
 from agentfs.providers.containers.workdir import Workdir
 
 _KILLED: Final = 137
@@ -31,7 +31,6 @@ _TOO_LARGE: Final = 153  # SIGXFSZ
 _BEAT_S: Final = 5.0  # without a word from the engine, before it is asked whether it is there
 _END_S: Final = 5.0  # for the engine to notice an end
 _POLL_S: Final = 0.01
-_MEASURE_S: Final = 0.1
 _PLAIN: Final = 3  # rounds of killing before the container is frozen for it
 _ROUNDS: Final = 20
 
@@ -84,13 +83,13 @@ class Running:
     """One exec of *box*: `begin`, then `next` until the `Exit`, then `close`, whatever happened."""
 
     def __init__(self, daemon: Daemon, box: Box, limits: Limits, hide: Sequence[str]) -> None:
-        self._daemon, self._box, self._limits, self._hide = daemon, box, limits, hide
+        self._daemon, self._box, self._hide = daemon, box, hide
         self._exec, self._pidfd = "", -1
         self._attached: Attached | None = None
         self._kills = box.inmates.kills()
         self._cause: Cause = ""
-        self._measure_s = time.monotonic() + _MEASURE_S  # a short command may still make room
         self._is_ended = False
+        self._watched = Watched(box.workdir, limits, self._over)
 
     async def begin(self, argv: Sequence[str], user: str, env: Mapping[str, str], cwd: str, stdin: bytes) -> None:
         """Start it. ENOENT when the container is gone, EREMOTEIO when the engine cannot."""
@@ -122,6 +121,7 @@ class Running:
                 raise error(errno.EREMOTEIO, detail=cleaned(await _words(attached), self._hide))
             await anyio.sleep(_POLL_S)
         self._box.roots[self._exec] = about["Pid"]
+        self._watched.start()
         try:
             self._pidfd = os.pidfd_open(about["Pid"])
         except ProcessLookupError:
@@ -137,9 +137,8 @@ class Running:
         assert self._attached is not None
         deadline = time.monotonic() + (_END_S if self._is_ended else _BEAT_S)
         while True:
-            await self._measure()
             found: Output | None = None
-            with anyio.move_on_after(max(0.0, min(deadline, self._measure_s) - time.monotonic())):
+            with anyio.move_on_after(deadline - time.monotonic()):
                 found = await self._attached.next()
             if found is not None:
                 return found
@@ -160,16 +159,12 @@ class Running:
         await self._daemon.call(lambda client: client.ping())
         return time.monotonic() + _BEAT_S
 
-    async def _measure(self) -> None:
-        """Every now and then: end it when more lies in the workdir than may."""
-        begun = time.monotonic()
-        if begun < self._measure_s:
-            return
-        if await anyio.to_thread.run_sync(self._box.workdir.is_over, self._limits):
-            self._cause, self._measure_s = "disk", math.inf
-            await self._sweep()
-        else:
-            self._measure_s = time.monotonic() + max(_MEASURE_S, 10 * (time.monotonic() - begun))
+    def _over(self, cause: Cause) -> None:
+        """End it for *cause*; in any thread. What gets away is ended with the rest of it."""
+        self._cause = cause
+        root = self._box.roots.get(self._exec)
+        for _ in range(_PLAIN):
+            self._box.inmates.kill(self._box.inmates.family(root) if root else ())
 
     async def _sweep(self) -> None:
         """End all that is left of it."""
@@ -215,6 +210,7 @@ class Running:
 
     async def close(self) -> None:
         """End it and everything it began, and give back what is held. Also without the engine."""
+        self._watched.stop()
         try:
             if self._exec:
                 await self._sweep()
