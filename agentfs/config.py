@@ -64,10 +64,10 @@ class Upstream(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
 
 class Sandboxes(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """An engine of sandboxes; what an hour costs is in micro-USD. All but ``kind``, ``image`` and the price are docker's alone:
+    """An engine of sandboxes: ``image`` is for a request that names none; what an hour costs is in micro-USD.
 
-    ``socket``: where its engine listens; ``image``: what a request that names none gets; ``pull``: fetch images that are
-    not there; ``network``: which network sessions join that may have one, "" for none.
+    Docker's alone are ``socket``: where its engine listens; ``pull``: fetch images that are not there; ``network``:
+    which network sessions join that may have one, "" for none.
     """
 
     kind: Literal["bubblewrap", "docker"]

@@ -13,6 +13,7 @@ import pytest
 import trio
 from dockerkit import BUSYBOX, OWNER, Boxes, Engine
 
+from agentfs.containers.documents import Limits
 from agentfs.containers.port import Command, Exit, Output, Spec
 from agentfs.types import ROOT, Mode, clean
 

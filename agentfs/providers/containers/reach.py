@@ -30,7 +30,7 @@ class Reach:
     """The way of *owner* to some paths, as the runtime's own user (*owner* None) or another."""
 
     def __init__(self, owner: Owner | None, paths: Sequence[str], served: str = "") -> None:
-        """*served*: one more directory, "" for none, that is in a mount of this very process, which must not touch it."""
+        """*served*: one more, "" for none: it is in a mount of this very process, which must not touch it."""
         self._owner = owner
         closed = [] if owner is None else [path for path in dict.fromkeys(paths) if not is_open(path, owner)]
         closed += [served] if served and owner is not None else []
