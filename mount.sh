@@ -73,6 +73,7 @@ END
 
 up() {
   local words=(--agent demo)
+  [ "$(id -u)" != 0 ] || need bwrap bubblewrap  # sandboxes; without it, and without an engine, all else works
   if $is_fuse; then
     check_device
     setup fuse

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
 from agentfs.containers.port import ContainerProvider
-from agentfs.errors import error
 from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.providers.containers.workdir import Owner
 
@@ -42,18 +39,16 @@ def bubblewrap(name: str, place: Place) -> ContainerProvider:
 def docker(
     name: str, place: Place, socket: str = DOCKER_SOCKET, *, pull: bool = False, network: str = "bridge"
 ) -> ContainerProvider:
-    """Sandboxes of an engine that speaks Docker's protocol, by its *socket*. ENOENT: the package is missing."""
-    try:
-        from agentfs.providers.containers.docker import Docker
-    except ImportError as exc:
-        raise error(errno.ENOENT, detail=f"docker: install agentfs[docker]: {exc.name} is missing") from exc
+    """Sandboxes of an engine that speaks Docker's protocol, by its *socket*."""
+    from agentfs.providers.containers.docker import Docker  # its client takes a while to import: only who has an engine
+
     return Docker(place.top / name, place.owner, place.runtime, socket, pull=pull, network=network)
 
 
 async def found(place: Place) -> Mapping[str, ContainerProvider]:
     """What works on this machine, by name: the one without a daemon first."""
     asked = [("bubblewrap", bubblewrap("bubblewrap", place))]
-    if os.access(DOCKER_SOCKET, os.W_OK) and find_spec("docker") is not None:
+    if os.access(DOCKER_SOCKET, os.W_OK):
         asked.append(("docker", docker("docker", place)))
     able: dict[str, ContainerProvider] = {}
     for name, provider in asked:
