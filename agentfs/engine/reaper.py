@@ -24,6 +24,7 @@ class Reaper:
         self, core: Core, timers: Timers, offers: Mapping[str, Offer], running: Container[tuple[str, str]]
     ) -> None:
         self._core, self._timers, self._offers, self._running = core, timers, offers, running
+        self._quiet: set[str] = set()  # where nothing runs any more, and of which there are only files
 
     async def reap(self) -> None:
         """Remove what no row owns and end what should have ended, now and from time to time."""
@@ -48,8 +49,8 @@ class Reaper:
             if row is None or (row.provider != name or not row.has_files):
                 log.info("reaped %s of %s", found, name)
                 await provider.remove(found)
-            elif row.state not in LIVE and (row.agent, row.id) not in self._running:
-                await provider.end(found)
+            elif row.state not in LIVE and (row.agent, row.id) not in self._running and found not in self._quiet:
+                await self.end(name, found)
 
     async def _late(self, session: str) -> SandboxRow | None:
         """The row of one that began while this was looking."""
@@ -58,8 +59,15 @@ class Reaper:
                 return row
         return None
 
+    async def end(self, name: str, session: str) -> None:
+        """End everything in a sandbox of the provider *name*; its files stay."""
+        if name in self._offers:
+            await self._offers[name].provider.end(session)
+            self._quiet.add(session)
+
     async def remove(self, row: SandboxRow) -> None:
         """Remove the sandbox of *row* with its files."""
+        self._quiet.discard(row.id)
         if row.provider in self._offers:
             await self._offers[row.provider].provider.remove(row.id)
 

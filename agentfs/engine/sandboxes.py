@@ -76,6 +76,7 @@ class Sandboxes:
         self._core, self._timers, self._money, self._secrets = core, timers, money, secrets
         self.offers, self._inside = housing.offers, housing.inside
         self.running: dict[tuple[str, str], Session] = {}
+        self._beginning: set[tuple[str, str]] = set()
         self.group: TaskGroup | None = None
         self.scribe: Scribe | None = None
         self._slots = anyio.Semaphore(core.limits.sandboxes_running)
@@ -95,7 +96,7 @@ class Sandboxes:
         price = self.offers[name].usd_per_hour
         intent = self._intent(order, _reserved(request, rules, price, limits), limits)
         old, known = await self._known(order.agent, intent)
-        if known is None and self._count(agent) >= rules.max_sessions:
+        if known is None and self._running(agent) >= rules.max_sessions:
             raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
         stored = msgspec.json.encode(request).decode()
         row = SandboxRow(
@@ -106,11 +107,15 @@ class Sandboxes:
         )  # fmt: skip
         room = AtMost(SandboxRow, (agent,), self._core.limits.sandboxes, errno.ENOSPC)
         new: Sequence[Change] = (Put(row), room, DropLogs(agent, log_of(row.id)))
-        _, is_new = await self._money.begin(order.account, intent, order.path, _shown(request), *new)
-        if is_new:
-            self._core.logs.finish(agent, log_of(row.id))  # of the same key before, which came to nothing
-            await self._start(row)
-            point("sandbox.submitted")
+        self._beginning.add((agent, row.id))
+        try:
+            _, is_new = await self._money.begin(order.account, intent, order.path, _shown(request), *new)
+            if is_new:
+                self._core.logs.finish(agent, log_of(row.id))  # of the same key before, which came to nothing
+                await self._start(row)
+                point("sandbox.submitted")
+        finally:
+            self._beginning.discard((agent, row.id))
         return row if is_new else await self.row(agent, intent.id), is_new
 
     def _intent(self, order: Order, reserved: int, limits: Limits) -> Intent:
@@ -129,8 +134,8 @@ class Sandboxes:
         entry = await self._money.journal.get(agent, intent.id)
         return old, old if entry is not None and entry.hash == intent.hash else None
 
-    def _count(self, agent: str) -> int:
-        return sum(owner == agent for owner, _ in self.running)
+    def _running(self, agent: str) -> int:
+        return sum(owner == agent for owner, _ in self._beginning | self.running.keys())
 
     def _image(self, request: Request, rules: Policy, provider: str) -> str:
         return request.image or rules.default_image or self.offers[provider].image
@@ -163,7 +168,11 @@ class Sandboxes:
                     await self._lose(lost)
         for agent in await self._core.store.agents(SandboxRow):
             for row in await self._core.store.scan(SandboxRow, agent):
-                await self._restore(row)
+                if row.state in LIVE:
+                    self._money.journal.live.add((row.agent, row.id))
+                    group.start_soon(self._restore, row)  # an engine that is away must not hold up the start
+                else:
+                    self._reaper.watch(row.expires_ns)
         group.start_soon(self._reaper.reap)
 
     async def _lose(self, row: ExecRow) -> None:
@@ -174,9 +183,6 @@ class Sandboxes:
         await self._core.commit(Put(lost))
 
     async def _restore(self, row: SandboxRow) -> None:
-        if row.state not in LIVE:
-            self._reaper.watch(row.expires_ns)
-            return
         request = msgspec.json.decode(row.request, type=Request)
         try:
             if row.provider not in self.offers:
@@ -189,6 +195,7 @@ class Sandboxes:
         except OSError as exc:
             await self._ended(row)
             await self.end(row, failed(exc), [])
+            self._money.journal.live.discard((row.agent, row.id))
 
     async def _spec(self, row: SandboxRow) -> Spec:
         request, rules = msgspec.json.decode(row.request, type=Request), await self.policy(row.agent)
@@ -244,8 +251,7 @@ class Sandboxes:
         """Nothing of *row* runs any more; where the provider is away now, the reaper tries again."""
         with anyio.CancelScope(shield=True):
             try:
-                if row.provider in self.offers:
-                    await self.offers[row.provider].provider.end(row.id)
+                await self._reaper.end(row.provider, row.id)
             except OSError as exc:
                 log.warning("session %s: %s", row.id, exc)
 
