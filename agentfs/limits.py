@@ -49,7 +49,7 @@ class Limits:
     sandboxes_running: int = 64  # sessions that run at a time in one runtime; others wait in provisioning
     sandbox_ttl_seconds: int = 86_400  # how long an ended one is kept, with its output and files
     execs: int = 1_000  # ENOSPC: commands of one session; oldest ended ones are not forgotten before it
-    execs_running: int = 32  # EAGAIN: at a time, in one session
+    execs_running: int = 32  # ENOBUFS: at a time, in one session
     conversations: int = 1_000  # the one without a word for the longest time is forgotten first, per agent
     agent_handles: int = 512  # EMFILE: per agent or operator's token, with all made from it
     agent_rate: int = 2_000  # EAGAIN, ENOBUFS: opens, changes and writes a second, as above

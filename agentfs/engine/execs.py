@@ -129,7 +129,7 @@ class Runner:
             self._scribe.write(page, Append(self._spec.agent, self._log, record))
 
 
-def last(exit_code: int | None, reason: str) -> bytes:
+def last(exit_code: int | None, reason: str, **about: str) -> bytes:
     """The last record of an output."""
-    why = {"error": reason} if reason else {}
+    why = {**about, "error": reason} if reason else about
     return msgspec.json.encode({"stream": "stdout", "data": "", "done": True, "exit_code": exit_code, **why})

@@ -6,7 +6,7 @@ It settles no money and ends no row: it says how the session ended.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -65,6 +65,7 @@ class Session:
         self.results: list[dict[str, object]] = []
         self.execs: dict[str, anyio.CancelScope] = {}
         self._scope, self._end = anyio.CancelScope(), End(COMPLETE)
+        self._begun, self.is_over = anyio.Event(), False
 
     def stop(self, end: End) -> None:
         """End it so."""
@@ -80,19 +81,33 @@ class Session:
             alive, Expect(SandboxRow, (self.row.agent, self.row.id), errno=errno.ENOENT), Put(self.row)
         )
 
-    async def live(self, slots: anyio.Semaphore) -> End:
-        """Until its commands have run, or, of an interactive one, until it is stopped; in one of *slots*."""
-        with self._scope:
-            try:
-                async with slots:
-                    return await self._live()
-            except OSError as exc:
-                return failed(exc)
-        return self._end
+    async def live(self, slots: anyio.Semaphore, ready: Callable[[], Awaitable[None]]) -> End:
+        """Until its commands have run, or, of an interactive one, until it is stopped; in one of *slots*.
+
+        It begins when *ready* has returned.
+        """
+        try:
+            with self._scope:
+                try:
+                    async with slots:
+                        await ready()
+                        return await self._live()
+                except OSError as exc:
+                    return failed(exc)
+            return self._end
+        finally:
+            self.is_over = True
+            self._begun.set()
+            for scope in list(self.execs.values()):
+                scope.cancel()
 
     async def _live(self) -> End:
-        if self.row.state != RUNNING:
-            await self._begin()
+        if self.row.state == RUNNING:  # found again: its own commands are not run twice
+            await self.provider.quiet(self.spec)
+            self._begun.set()
+            await anyio.sleep_forever()
+        await self._begin()
+        self._begun.set()
         end = await self._commands()
         if end.errno or end.exit_code:
             return end
@@ -127,20 +142,22 @@ class Session:
         return end
 
     async def command(self, row: ExecRow) -> tuple[Outcome | None, OSError | None]:
-        """Run what *row* asks for; None as outcome when it was cut off, or why it could not be run."""
+        """Run what *row* asks for, within its scope in `execs`, once the session runs.
+
+        None as outcome when it was cut off, or why it could not be run.
+        """
         asked = msgspec.json.decode(row.request, type=Exec)
         runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(row.session, row.id))
         outcome: Outcome | None = None
         failure: OSError | None = None
-        with anyio.CancelScope() as self.execs[row.id]:
+        with self.execs[row.id]:
             try:
+                await self._begun.wait()
                 env = await self._secrets.used(row.agent, {**self.request.env, **asked.env})
                 stdin, argv = asked.stdin.encode(), argv_of(asked.command)
                 outcome = await runner.run(Command(f"{row.session}-{row.id}", argv, env, asked.cwd, stdin))
             except OSError as exc:
                 failure = exc
-            finally:
-                del self.execs[row.id]
         return outcome, failure
 
     async def used(self) -> Used:
