@@ -136,7 +136,7 @@ async def test_what_cannot_be_is_refused_by_its_field(driver: Driver) -> None:
         assert driver.place or field in str(exc)
     session = await running(own)
     for command, field in (({"command": ""}, "command"), ({"command": "a", "cwd": "../x"}, "cwd"),
-                           ({"command": "a", "timeout_ms": 0}, "timeout_ms"), ({"words": 1}, "command")):  # fmt: skip
+                           ({"command": "a", "timeout_ms": 0}, "timeout_ms"), ({"command": 1}, "command")):  # fmt: skip
         exc = await fails(errno.EINVAL, call(own, f"{session}/exec/new", command))
         assert driver.place or field in str(exc), (command, exc)
     await wrong_kinds(driver, own, session)
@@ -176,7 +176,7 @@ async def test_the_same_key_is_one_session_and_one_exec(driver: Driver) -> None:
 @pytest.mark.parametrize("driver", EACH_FACE, indirect=True)
 async def test_a_build_names_what_it_made(driver: Driver) -> None:
     agent, own = await pair(driver)
-    await put(own, b"hidden-word", "identity/secrets/key")
+    await put_file(agent, "secrets/key", b"hidden-word")
     build = "mkdir -p out/deep; printf one > out/a.bin; printf $KEY | rev > out/deep/b.bin; echo no > skip"
     found = await ran(own, build, kind="build", artifacts=["out/*.bin"], env={"KEY": "secret:key"})
     assert found["exit_code"] == 0, found
@@ -244,7 +244,7 @@ async def test_it_costs_what_it_took_and_never_more_than_is_there(tmp_path: FsPa
         assert 0 < cost <= 5000 and (day["reserved_usd"], day["spent_usd"]) == (0, cost)
         await fails(errno.EDQUOT, new(own, "true", limits={"max_time_secs": 5}, max_cost_usd=4999))
         await fails(errno.EPERM, new(own, "true", limits={"max_time_secs": 10}))
-        (asked,) = await agent.list(Path("approvals"))
+        (asked,) = [st for st in await agent.list(Path("approvals")) if st.is_dir]
         await put(agent, b"allow\n", f"approvals/{asked.name}/ctl")
         session = await running(own, limits={"max_time_secs": 8})
         await fails(errno.EDQUOT, put(own, b"keepalive\n", f"{session}/ctl"))

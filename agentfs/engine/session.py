@@ -6,7 +6,7 @@ It settles no money and ends no row: it says how the session ended.
 from __future__ import annotations
 
 import errno
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from agentfs.engine.core import Core
 from agentfs.engine.execs import Outcome, Runner
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
-from agentfs.errors import detail_of, row_of
+from agentfs.errors import detail_of, error, row_of
 from agentfs.fault import point
 from agentfs.ports import Expect, Put
 from agentfs.rows import AgentRow, ExecRow, SandboxRow
@@ -125,13 +125,13 @@ class Session:
         point("sandbox.made")
         if (repo := self.request.repo) is not None:
             await self.change(state=CLONING)
-            await self.provider.clone(self.spec, repo, (await self._secrets.use(self.row.agent, repo.auth)).strip())
+            await self.provider.clone(self.spec, repo, (await self._env({"auth": repo.auth}))["auth"].strip())
         await self.change(state=RUNNING, started_ns=self._core.clock.now_ns())
 
     async def _commands(self) -> End:
         """The commands of the request, until one fails."""
         runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(self.row.id))
-        env, end = await self._secrets.used(self.row.agent, self.request.env), End(COMPLETE)
+        env, end = await self._env(self.request.env), End(COMPLETE)
         for number, words in enumerate(self.request.commands):
             stdin = self.request.stdin.encode() if number == 0 else b""
             outcome = await runner.run(Command(f"{self.row.id}-{number}", argv_of(words), env, stdin=stdin))
@@ -140,6 +140,13 @@ class Session:
             if end.exit_code != 0:
                 break
         return end
+
+    async def _env(self, values: Mapping[str, str]) -> Mapping[str, str]:
+        """*values* with every secret in its place. What is wrong with one is told with its name."""
+        try:
+            return await self._secrets.used(self.row.agent, values)
+        except OSError as exc:
+            raise error(row_of(exc).errno, detail=f"{exc.filename}: {detail_of(exc)}") from exc
 
     async def command(self, row: ExecRow) -> tuple[Outcome | None, OSError | None]:
         """Run what *row* asks for, within its scope in `execs`, once the session runs.
@@ -153,7 +160,7 @@ class Session:
         with self.execs[row.id]:
             try:
                 await self._begun.wait()
-                env = await self._secrets.used(row.agent, {**self.request.env, **asked.env})
+                env = await self._env({**self.request.env, **asked.env})
                 stdin, argv = asked.stdin.encode(), argv_of(asked.command)
                 outcome = await runner.run(Command(f"{row.session}-{row.id}", argv, env, asked.cwd, stdin))
             except OSError as exc:
