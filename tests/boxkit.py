@@ -65,11 +65,11 @@ async def records(own: FileService, path: str) -> list[dict[str, Any]]:
     held = b""
     with trio.fail_after(ENDS_S):
         async with await own.open(Path(f"{path}@follow"), Mode.READ) as follow:
-            while not held.endswith(b"\n") or b'"done":true' not in held.rpartition(b"\n{")[2]:
-                piece = await follow.read(1 << 16, 0)
-                assert piece, held
+            while piece := await follow.read(1 << 16, 0):
                 held += piece
-    return [msgspec.json.decode(line) for line in held.splitlines()]
+    found = [msgspec.json.decode(line) for line in held.splitlines()]
+    assert [bool(record.get("done")) for record in found] == [False] * (len(found) - 1) + [True], found
+    return found
 
 
 async def until(own: FileService, path: str, text: str) -> None:
