@@ -14,7 +14,7 @@ from agentfs.containers.documents import Exec
 from agentfs.engine.core import Core
 from agentfs.engine.execs import Outcome, last
 from agentfs.engine.sandboxes import Sandboxes
-from agentfs.engine.session import CANCELLED, COMPLETE, FAILED, LIMITS, RUNNING, Session, log_of
+from agentfs.engine.session import CANCELLED, COMPLETE, FAILED, LIMITS, RUNNING, Session, log_of, name_of
 from agentfs.engine.timers import Timers
 from agentfs.errors import detail_of, error, row_of
 from agentfs.fault import point
@@ -101,7 +101,7 @@ class Commands:
         else:
             state, number, reason = COMPLETE, 0, ""
         done = msgspec.structs.replace(
-            row, state=state, error=errno.errorcode[number] if number else "", reason=reason,
+            row, state=state, error=name_of(number), reason=reason,
             result=msgspec.json.encode(outcome.shown(asked.command)).decode() if outcome else "",
             done_ns=self._core.clock.now_ns(), version=row.version + 1,
         )  # fmt: skip

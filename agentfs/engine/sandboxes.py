@@ -27,7 +27,7 @@ from agentfs.engine.purse import Account
 from agentfs.engine.reaper import Reaper
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
-from agentfs.engine.session import EXPIRED, FAILED, LIVE, PROVISIONING, RUNNING, End, Session, failed, log_of
+from agentfs.engine.session import EXPIRED, FAILED, LIVE, PROVISIONING, RUNNING, End, Session, failed, log_of, name_of
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.fault import point
@@ -188,6 +188,7 @@ class Sandboxes:
                     group.start_soon(self._restore, row)  # an engine that is away must not hold up the start
                 else:
                     self._reaper.watch(row.expires_ns)
+        self._reaper.group = group
         group.start_soon(self._reaper.reap)
 
     async def _lose(self, row: ExecRow) -> None:
@@ -274,7 +275,7 @@ class Sandboxes:
         now_ns = self._core.clock.now_ns()
         done = msgspec.structs.replace(
             row, state=end.state, exit_code=end.exit_code, reason=end.reason, done_ns=now_ns, version=row.version + 1,
-            error=errno.errorcode[end.errno] if end.errno else "", used=used,
+            error=name_of(end.errno), used=used,
             results=msgspec.json.encode(results).decode(), artifacts=msgspec.json.encode(end.artifacts).decode(),
             expires_ns=now_ns + self._core.limits.sandbox_ttl_seconds * 1_000_000_000,
             cost_usd=0 if row.started_ns is None else _cost(row.usd_per_hour, now_ns - row.started_ns),

@@ -48,6 +48,11 @@ class End:
     artifacts: Sequence[dict[str, Any]] = ()
 
 
+def name_of(number: int) -> str:
+    """The table's name of an errno, "" of 0: one number may have two."""
+    return row_of(OSError(number, "")).name if number else ""
+
+
 def failed(exc: OSError) -> End:
     """The end of a session that *exc* ended."""
     return End(FAILED, row_of(exc).errno, detail_of(exc)[:2000])
