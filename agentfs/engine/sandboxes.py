@@ -204,13 +204,15 @@ class Sandboxes:
         try:
             if row.provider not in self.offers:
                 raise error(errno.ENOTCONN, detail=f"there is no provider {row.provider} any more")
-            if row.state == RUNNING and request.kind != "interactive":
-                raise error(errno.EREMOTEIO, detail=UNKNOWN_OUTCOME)
-            self._start(row, await self._spec(row))
+            if row.state != RUNNING or request.kind == "interactive":
+                self._start(row, await self._spec(row))
+                return
+            end = End(FAILED, errno.EREMOTEIO, UNKNOWN_OUTCOME)
         except OSError as exc:
-            await self._ended(row)
-            await self.end(row, failed(exc), [])
-            self._money.journal.live.discard((row.agent, row.id))
+            end = failed(exc)
+        await self._ended(row)
+        await self.end(row, end, [])
+        self._money.journal.live.discard((row.agent, row.id))
 
     async def _spec(self, row: SandboxRow) -> Spec:
         request, rules = msgspec.json.decode(row.request, type=Request), await self.policy(row.agent)
