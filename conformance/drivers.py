@@ -24,13 +24,15 @@ from agentfs.checked import Checked
 from agentfs.compute.port import ComputeProvider
 from agentfs.engine.agent import Program
 from agentfs.engine.audit import audit
-from agentfs.engine.engine import NO_PROVIDERS, Engine
-from agentfs.engine.settings import InlineProgram, LlmProgram, Settings
+from agentfs.engine.engine import NO_PROVIDERS, NO_SANDBOXES, Engine
+from agentfs.engine.sandboxes import Housing
+from agentfs.engine.settings import ExecProgram, InlineProgram, LlmProgram, Settings
 from agentfs.house import build
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.keys.keeper import Keeper
+from agentfs.providers.programs.enclosed import Enclosed
 from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.programs.llm import Llm
 from agentfs.providers.store.memory import MemoryStore
@@ -102,8 +104,9 @@ async def open_store(name: str, folder: FsPath) -> Store:
 
 @asynccontextmanager
 async def in_process(
-    store_name: str, folder: FsPath, providers: Mapping[str, tuple[ComputeProvider, str]] = NO_PROVIDERS
-) -> AsyncIterator[Driver]:
+    store_name: str, folder: FsPath, providers: Mapping[str, tuple[ComputeProvider, str]] = NO_PROVIDERS,
+    housing: Housing = NO_SANDBOXES,
+) -> AsyncIterator[Driver]:  # fmt: skip
     """A house over a running engine, in this event loop, behind the same checks as every face."""
     store = await open_store(store_name, folder)
     spaces: list[Spaces] = []
@@ -111,6 +114,8 @@ async def in_process(
     def load(agent: str, settings: Settings) -> Program:
         if isinstance(settings.program, LlmProgram):
             return Llm(settings.program, SystemClock())
+        if isinstance(settings.program, ExecProgram):
+            return Enclosed(settings.program, engine.warm.run, Limits().output_bytes)
         assert isinstance(settings.program, InlineProgram)
         return Inline(settings.program)
 
@@ -121,7 +126,9 @@ async def in_process(
     def view(agent: str) -> FileService:
         return spaces[0].view(Principal("agent", agent))
 
-    engine = Engine(store, SystemClock(), Limits(), load, view, signer=Keeper.fresh(), providers=providers)
+    engine = Engine(
+        store, SystemClock(), Limits(), load, view, signer=Keeper.fresh(), providers=providers, housing=housing
+    )
     default = Settings(program=InlineProgram(ref=str(PROGRAM["ref"])))
     house, made = build(engine, default, check, {"store": store_name})
     spaces.append(made)
