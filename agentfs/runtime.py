@@ -28,6 +28,7 @@ from agentfs.engine.engine import Engine
 from agentfs.engine.journal import hash_of
 from agentfs.engine.sandboxes import Housing
 from agentfs.engine.settings import InlineProgram, LlmProgram, Settings, parse_settings
+from agentfs.engine.warm import Run
 from agentfs.errors import only
 from agentfs.faces.http import Face, app, serve, tls
 from agentfs.house import build
@@ -37,6 +38,7 @@ from agentfs.providers.compute import catalog
 from agentfs.providers.containers import catalog as boxes
 from agentfs.providers.keys.kept import keeping
 from agentfs.providers.keys.wire import Source
+from agentfs.providers.programs.enclosed import Enclosed
 from agentfs.providers.programs.execute import Execute
 from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.programs.llm import Llm
@@ -55,8 +57,8 @@ SOCKET: Final = "/run/agentfs.sock"
 class Programs:
     """Loads programs; knows what environment an exec program gets. ``url`` is set once HTTP listens."""
 
-    def __init__(self, config: Config, clock: Clock, token: Callable[[str], str]) -> None:
-        self._config, self._clock, self._token = config, clock, token
+    def __init__(self, config: Config, clock: Clock, token: Callable[[str], str], enclosed: Run) -> None:
+        self._config, self._clock, self._token, self._enclosed = config, clock, token, enclosed
         self.url = ""
 
     def load(self, agent: str, settings: Settings) -> Program:
@@ -66,6 +68,8 @@ class Programs:
             return Inline(program)
         if isinstance(program, LlmProgram):
             return Llm(program, self._clock)
+        if program.sandbox is not None:
+            return Enclosed(program, self._enclosed, self._config.limits.output_bytes)
         workdir = self._config.state / "work" / agent
         return Execute(program, self._environment(agent, workdir), workdir, self._config.limits.output_bytes)
 
@@ -167,7 +171,9 @@ class Runtime:
     ) -> None:  # fmt: skip
         self.config, self.clock, self._store, self._gate = config, clock, store, gate
         self._is_open = trio.Event()  # every door is: what is bound into sandboxes is there
-        self._programs = Programs(config, clock, lambda agent: self.tokens.of_agent(agent))
+        self._programs = Programs(
+            config, clock, lambda agent: self.tokens.of_agent(agent), lambda *given: self.engine.warm.run(*given)
+        )
         self.engine = Engine(
             store, clock, config.limits, self._programs.load, self._view, secret=operator_token, signer=signer,
             providers=providers, housing=Housing(offers, self._inside, self._is_open.wait),

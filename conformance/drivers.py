@@ -26,12 +26,13 @@ from agentfs.engine.agent import Program
 from agentfs.engine.audit import audit
 from agentfs.engine.engine import NO_PROVIDERS, NO_SANDBOXES, Engine
 from agentfs.engine.sandboxes import Housing
-from agentfs.engine.settings import InlineProgram, LlmProgram, Settings
+from agentfs.engine.settings import ExecProgram, InlineProgram, LlmProgram, Settings
 from agentfs.house import build
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.keys.keeper import Keeper
+from agentfs.providers.programs.enclosed import Enclosed
 from agentfs.providers.programs.inline import Inline, load_class
 from agentfs.providers.programs.llm import Llm
 from agentfs.providers.store.memory import MemoryStore
@@ -113,6 +114,8 @@ async def in_process(
     def load(agent: str, settings: Settings) -> Program:
         if isinstance(settings.program, LlmProgram):
             return Llm(settings.program, SystemClock())
+        if isinstance(settings.program, ExecProgram):
+            return Enclosed(settings.program, engine.warm.run, Limits().output_bytes)
         assert isinstance(settings.program, InlineProgram)
         return Inline(settings.program)
 

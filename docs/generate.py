@@ -239,7 +239,7 @@ def programs_page() -> str:
     )
 
 
-_CONFIG = ("Settings", "ExecProgram", "InlineProgram", "LlmProgram", "Retry", "Overflow")
+_CONFIG = ("Settings", "ExecProgram", "Sandbox", "Wanted", "InlineProgram", "LlmProgram", "Retry", "Overflow")
 _CLASSES: dict[str, Sequence[Any]] = {
     "agentfs.engine.agent": (agent.Agent, context.AgentContext, context.Kv),
     "agentfs.service": (service.FileService, service.FileHandle),

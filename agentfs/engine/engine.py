@@ -37,6 +37,7 @@ from agentfs.engine.settings import Settings, parse_settings
 from agentfs.engine.tick import Ticks
 from agentfs.engine.timers import Timers
 from agentfs.engine.tokens import Tokens
+from agentfs.engine.warm import Warm
 from agentfs.engine.workers import Workers
 from agentfs.errors import detail_of, error
 from agentfs.limits import Limits
@@ -83,6 +84,7 @@ class Engine:
         self.jobs = Jobs(core, self.timers, self.money, Models(core, self.secrets, providers))
         self.sandboxes = Sandboxes(core, self.timers, self.money, self.secrets, housing)
         self.commands = Commands(core, self.timers, self.sandboxes)
+        self.warm = Warm(core, self.timers, self.sandboxes)
         self._ticks = Ticks(
             core, self.mail, self.alarms, self.timers, self.money, self.secrets, load, view, self._emitted
         )
@@ -97,8 +99,15 @@ class Engine:
 
     async def run(self, *, task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED) -> None:
         """Take up what the store holds, then tick, fire and deliver until cancelled."""
+        try:
+            await self._run(task_status)
+        finally:
+            await self.warm.close()
+
+    async def _run(self, task_status: TaskStatus[None]) -> None:
         async with anyio.create_task_group() as group:
             self._group = group
+            self.warm.start(group)
             self.workers.start(group, self._ticks)
             await self.alarms.restore()
             await self.tokens.restore()
@@ -142,6 +151,7 @@ class Engine:
         agent = agent_id(name or f"agent-{new_id(now_ns)[-12:]}")
         if agent in RESERVED:
             raise error(errno.EINVAL, agent, f"name: want none of {' '.join(sorted(RESERVED))}")
+        await self.warm.check(agent, settings)
         row = AgentRow(id=agent, created_at_ns=now_ns, config=encode(settings), config_at_ns=now_ns)
         await self.core.commit(
             Insert(row),
@@ -159,6 +169,7 @@ class Engine:
             raise error(errno.ENOTEMPTY, agent, "terminate the agent first: echo terminate > ctl")
         self.jobs.close(agent)
         self.sandboxes.close(agent)
+        self.warm.leave(agent)
         await self.money.close(agent)
         still = Expect(AgentRow, (agent,), "terminated_at_ns", row.terminated_at_ns, errno.ENOENT)
         for alarm in await self.core.store.scan(AlarmRow, agent):
@@ -187,6 +198,8 @@ class Engine:
         async def configure() -> None:
             row = await self.row(agent)
             now_ns = max(self.core.clock.now_ns(), row.config_at_ns + 1)
+            if settings.program != parse_settings(row.config).program:
+                await self.warm.check(agent, settings)
             if match is not None and match != row.config_at_ns:
                 raise error(errno.ESTALE, "config", f"version is {row.config_at_ns}, not {match}")
             changed = msgspec.structs.replace(row, config=encode(settings), config_at_ns=now_ns)
@@ -195,6 +208,7 @@ class Engine:
 
         await self._repeated(configure)
         await self._remounted(agent)
+        self.warm.leave(agent)
         self.workers.reload(agent)
         self.workers.wake(agent)
 
@@ -253,6 +267,7 @@ class Engine:
             await self.trigger(agent, "initialize" if is_new else "manual", payload or verb, principal)
         elif verb == "hibernate":
             self.workers.hibernate(agent)
+            self.warm.leave(agent)
         elif verb == "stop":
             self.workers.cancel_tick(agent, "stop")
         else:
@@ -277,6 +292,7 @@ class Engine:
         if verb == "terminate":
             self.jobs.close(row.id)  # from now on none begins
             self.sandboxes.close(row.id)
+            self.warm.leave(row.id)
         self.workers.wake(row.id)
 
     # -- status ----------------------------------------------------------------------------------------------------

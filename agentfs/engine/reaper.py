@@ -20,11 +20,16 @@ _EVERY_NS: Final = 60_000_000_000
 
 
 class Reaper:
-    """Over the providers *offers*; *running* has the agent and id of every session that runs now."""
+    """Over the providers *offers*; *running* has the agent and id of every session that runs now.
+
+    *held*: ids of sandboxes that are no session's and have somebody who removes them.
+    """
 
     def __init__(
-        self, core: Core, timers: Timers, offers: Mapping[str, Offer], running: Container[tuple[str, str]]
-    ) -> None:
+        self, core: Core, timers: Timers, offers: Mapping[str, Offer], running: Container[tuple[str, str]],
+        held: Container[str],
+    ) -> None:  # fmt: skip
+        self._held = held
         self._core, self._timers, self._offers, self._running = core, timers, offers, running
         self.group: TaskGroup | None = None
         self._quiet: set[str] = set()  # where nothing runs any more, and of which there are only files
@@ -61,6 +66,8 @@ class Reaper:
     async def _reap_at(self, name: str, rows: Mapping[str, SandboxRow]) -> None:
         provider = self._offers[name].provider
         for found in await provider.found():
+            if found in self._held:
+                continue
             row = rows.get(found)
             if row is None:
                 row = await self._late(found)

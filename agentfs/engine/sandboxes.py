@@ -85,10 +85,11 @@ class Sandboxes:
         self.offers, self._inside, self._ready = housing.offers, housing.inside, housing.ready
         self.running: dict[tuple[str, str], Session] = {}
         self._beginning: set[tuple[str, str]] = set()
+        self.held: set[str] = set()  # sandboxes that are no session's, and are not to be reaped
         self.group: TaskGroup | None = None
         self.scribe: Scribe | None = None
         self._slots = anyio.Semaphore(core.limits.sandboxes_running)
-        self._reaper = Reaper(core, timers, self.offers, self.running)
+        self._reaper = Reaper(core, timers, self.offers, self.running, self.held)
 
     async def submit(self, order: Order) -> tuple[SandboxRow, bool]:
         """The session of *order*, and whether it is new; it runs by itself from now on.
@@ -171,6 +172,15 @@ class Sandboxes:
         if limits.allow_network and not network:
             raise error(errno.EOPNOTSUPP, detail=f"limits.allow_network: {able[0]} has no network")
         return network[0] if limits.allow_network else able[0]
+
+    async def planned(self, agent: str, id: str, request: Request) -> tuple[str, Spec]:
+        """At which provider to make a sandbox that is no session, and how. Errors of the policy, as `submit`."""
+        rules = await self.policy(agent)
+        limits = rules.limits(request)
+        name = self._choice(request, rules, limits)
+        image, inside = self._image(request, rules, name), await self._inside(agent)
+        rules.check(request, image)
+        return name, Spec(id, agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets)
 
     # -- running ---------------------------------------------------------------------------------------------------
 

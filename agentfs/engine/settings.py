@@ -12,7 +12,9 @@ from typing import Final, Literal, TypeAlias, get_args
 import msgspec
 
 from agentfs.budget import check_usd
-from agentfs.errors import error
+from agentfs.containers import documents
+from agentfs.containers.documents import Request, Wanted
+from agentfs.errors import detail_of, error
 
 Tool = Literal["list", "read", "write", "call", "watch"]
 TOOLS: Final[tuple[Tool, ...]] = get_args(Tool)
@@ -22,11 +24,27 @@ class _Strict(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pass
 
 
+class Sandbox(_Strict, frozen=True, kw_only=True):
+    """Where the ticks of an exec program run: fields as in a request to ``containers/new``, under the same policy.
+
+    It is made at the first tick and kept for the next ones while they come; what lies in ``workdir`` goes with it.
+    """
+
+    provider: str = ""
+    image: str = ""
+    limits: Wanted = Wanted()
+    workdir: str = "/work"
+
+
 class ExecProgram(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="exec"):
-    """Any executable: the trigger as JSON on stdin, effects as JSON lines on stdout. ``env`` is added to a bare one."""
+    """Any executable: the trigger as JSON on stdin, effects as JSON lines on stdout. ``env`` is added to a bare one.
+
+    With ``sandbox`` it runs there, else as a process of this machine with the runtime's rights.
+    """
 
     argv: list[str]
     env: dict[str, str] = {}
+    sandbox: Sandbox | None = None
 
 
 class InlineProgram(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="inline"):
@@ -149,3 +167,17 @@ def _check_exec(program: ExecProgram) -> None:
         raise error(errno.EINVAL, detail="config: program: a word holds a NUL byte")
     if any(not name or "=" in name for name in program.env):
         raise error(errno.EINVAL, detail="config: program.env: a name is empty or holds =")
+    if program.sandbox is not None:
+        try:
+            documents.parse(msgspec.json.encode(request_of(program)))
+        except OSError as exc:
+            raise error(errno.EINVAL, detail=f"config: program.sandbox: {detail_of(exc)}") from None
+
+
+def request_of(program: ExecProgram) -> Request:
+    """What the sandbox of *program* would be as a session."""
+    wanted = program.sandbox or Sandbox()
+    return Request(
+        kind="interactive", provider=wanted.provider, image=wanted.image, workdir=wanted.workdir, limits=wanted.limits,
+        env=program.env, idempotency_key="tick",
+    )  # fmt: skip

@@ -10,21 +10,18 @@ import errno
 import logging
 import os
 import signal
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import anyio
-import msgspec
 from anyio.abc import ByteReceiveStream, Process
 
 from agentfs.engine.context import AgentContext
-from agentfs.engine.effects import decode_line
 from agentfs.engine.settings import ExecProgram
 from agentfs.errors import error, only
+from agentfs.providers.programs.said import Said, environment, stdin_of
 
 log = logging.getLogger(__name__)
-_STDERR_LINE = 4096
-_STDERR_LINES = 1000
 _LINGER_S = 1.0
 
 
@@ -34,8 +31,6 @@ class Execute:
     def __init__(self, program: ExecProgram, environment: Mapping[str, str], workdir: Path, output_bytes: int) -> None:
         self._program, self._environment, self._workdir = program, dict(environment), workdir
         self._output_bytes = output_bytes
-        self._last_words = ""
-        self._hidden: list[str] = []  # values of secrets this run was given: not to be repeated in any log
 
     @property
     def hooks(self) -> frozenset[str]:
@@ -51,21 +46,21 @@ class Execute:
         # env(1) changes directory and searches PATH in a process of its own: nothing that may lie on a mount of ours
         # is touched between fork and exec, while this process could not answer
         argv = ["/usr/bin/env", "-C", str(self._workdir), "--", *self._program.argv]
-        given = {name: await ctx.secret(value) for name, value in self._program.env.items()}
-        self._hidden = [value for name, value in given.items() if value != self._program.env[name]]
-        environment = {**self._environment, **given}
+        given, hidden = await environment(ctx, self._program.env)
+        said = Said(ctx, hidden, self._output_bytes)
         try:
-            process = await anyio.open_process(argv, env=environment, start_new_session=True)
+            process = await anyio.open_process(argv, env={**self._environment, **given}, start_new_session=True)
         except OSError as exc:
             raise error(errno.EREMOTEIO, detail=f"cannot start a process: {exc.strerror}") from exc
         try:
             async with anyio.create_task_group() as group:
                 out, err = anyio.CancelScope(), anyio.CancelScope()
-                group.start_soon(self._feed, process, msgspec.json.encode(ctx.trigger) + b"\n")
+                group.start_soon(self._feed, process, stdin_of(ctx))
                 group.start_soon(self._linger, process, out, err)
                 async with anyio.create_task_group() as readers:
-                    readers.start_soon(self._read_stderr, process, ctx, err)
-                    await self._read_effects(process, ctx, out)
+                    readers.start_soon(self._read, process.stderr, said.err, err)
+                    await self._read(process.stdout, said.out, out)
+                said.end()
                 code = await process.wait()
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as group_error:
@@ -74,7 +69,7 @@ class Execute:
             await self._end(process)
         if code != 0:
             what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
-            raise error(errno.EREMOTEIO, detail=f"{self._program.argv[0]}: {what}: {self._last_words or 'no message'}")
+            raise error(errno.EREMOTEIO, detail=f"{self._program.argv[0]}: {what}: {said.last_words or 'no message'}")
 
     async def _linger(self, process: Process, *reading: anyio.CancelScope) -> None:
         """What it left behind may finish its words for a moment, but no tick waits for a child that stays."""
@@ -91,51 +86,13 @@ class Execute:
         except (anyio.BrokenResourceError, anyio.ClosedResourceError):
             log.debug("program closed its stdin early")
 
-    async def _read_effects(self, process: Process, ctx: AgentContext, reading: anyio.CancelScope) -> None:
-        assert process.stdout is not None
-        rest, total = b"", 0
-        with reading:
-            async for piece in process.stdout:
-                total += len(piece)
-                if total > self._output_bytes:
-                    raise error(errno.EFBIG, detail=f"program printed more than {self._output_bytes} bytes")
-                *lines, rest = (rest + piece).split(b"\n")
-                for line in lines:
-                    self._take(line, ctx)
-        self._take(rest, ctx)
-
-    def _take(self, line: bytes, ctx: AgentContext) -> None:
-        if not line.strip():
-            return
-        try:
-            effect = decode_line(line)
-        except OSError as exc:
-            raise OSError(exc.errno, self._clean(exc.strerror or "")) from None
-        ctx.take(effect)
-
-    def _clean(self, text: str) -> str:
-        """*text* without the values of secrets."""
-        for value in self._hidden:
-            text = text.replace(value, "[secret]")
-        return text
-
-    async def _read_stderr(self, process: Process, ctx: AgentContext, reading: anyio.CancelScope) -> None:
-        stream: ByteReceiveStream | None = process.stderr
+    async def _read(
+        self, stream: ByteReceiveStream | None, take: Callable[[bytes], None], reading: anyio.CancelScope
+    ) -> None:
         assert stream is not None
-        rest, count = b"", 0
         with reading:
             async for piece in stream:
-                *lines, rest = (rest + piece)[-(1 << 20) :].split(b"\n")
-                for line in lines:
-                    count += 1
-                    self._say(line, ctx, count)
-        self._say(rest, ctx, count + 1)
-
-    def _say(self, line: bytes, ctx: AgentContext, count: int) -> None:
-        text = self._clean(line.decode(errors="replace"))[:_STDERR_LINE].strip()
-        if text and count <= _STDERR_LINES:
-            self._last_words = text[-500:]
-            ctx.note("log", text=text)
+                take(piece)
 
     async def _end(self, process: Process) -> None:
         """End the whole session of the program, however the tick ended."""
