@@ -43,7 +43,12 @@ def processes(machine: Machine) -> list[str]:
 def groups(machine: Machine) -> list[Path]:
     """Control groups of its sandboxes."""
     name = name_of(machine.state.sandboxes / "bubblewrap")
-    return [top / entry for top, names, _ in os.walk("/sys/fs/cgroup") for entry in names if name in entry]
+    return [Path(top, entry) for top, names, _ in os.walk("/sys/fs/cgroup") for entry in names if name in entry]
+
+
+def waited(machine: Machine, condition: str) -> None:
+    """Until *condition*, a command of the shell, holds."""
+    assert machine.shell(f"until {condition}; do sleep 0.1; done").returncode == 0
 
 
 def curl(machine: Machine, words: str) -> str:
@@ -68,14 +73,14 @@ def load(machine: Machine, path: str) -> dict[str, Any]:
 
 def ended(machine: Machine, path: str) -> dict[str, Any]:
     """The status of a session or exec once it has ended."""
-    rest = f'until curl -s -H "Authorization: Bearer $TOKEN" $URL/agents/demo/containers/{path}/status'
-    assert machine.shell(f"{rest} | grep -qE '\"status\": ?\"(complete|failed|cancelled)'; do sleep 0.1; done").returncode == 0
+    rest = f'curl -s -H "Authorization: Bearer $TOKEN" $URL/agents/demo/containers/{path}/status'
+    waited(machine, f'{rest} | grep -qE \'"status": ?"(complete|failed|cancelled)\'')
     return load(machine, f"{path}/status")
 
 
 def died(machine: Machine, pid: int) -> None:
     """Wait for its end, and start it again."""
-    assert machine.shell(f"while kill -0 {pid} 2> /dev/null; do sleep 0.05; done").returncode == 0
+    waited(machine, f"! kill -0 {pid} 2> /dev/null")
     machine.env.pop("AGENTFS_FAULT", None)
     machine.run("mount")
 
@@ -111,7 +116,7 @@ def test_a_command_that_was_cut_off_is_told_as_lost(machine: Machine) -> None:
     post(machine, f"sessions/{live}/exec/new", command="echo kept > file")
     lost = json.loads(post(machine, f"sessions/{live}/exec/new", command=f"echo on; {sleeper(machine)}"))["exec_id"]
     for path in (top, f"sessions/{live}/exec/{lost}"):
-        assert machine.shell(f"until grep -q on $M/agents/demo/containers/{path}/output; do sleep 0.1; done").returncode == 0
+        waited(machine, f"grep -q on $M/agents/demo/containers/{path}/output")
     pid = machine.pid()
     machine.kill()
     died(machine, pid)
@@ -132,7 +137,7 @@ def test_an_exec_that_was_killed_is_not_run_again(machine: Machine) -> None:
     machine.env["AGENTFS_FAULT"] = "exec.submitted"
     machine.run("mount", "--agent", "demo")
     live = json.loads(new(machine, kind="interactive"))["session_id"]
-    assert machine.shell(f"until grep -q running $M/agents/demo/containers/sessions/{live}/status; do sleep 0.1; done").returncode == 0
+    waited(machine, f"grep -q running $M/agents/demo/containers/sessions/{live}/status")
     pid = machine.pid()
     doc = {"command": "echo ran >> log", "idempotency_key": "e"}
     post(machine, f"sessions/{live}/exec/new", **doc)
@@ -152,10 +157,10 @@ cat /agent/outbox > /dev/null && echo outbox
 ls /agent/../agents /views PLACE 2>&1 | grep -c 'No such file'
 cat PLACE/views/other/status 2>&1 | grep -o 'No such file.*'
 echo '{"commands":["echo nested"]}' > /agent/containers/new && ls /agent/containers/sessions | wc -l
-curl -s --unix-socket $AGENTFS_SOCKET -H "Authorization: Bearer $AGENTFS_TOKEN" $AGENTFS_URL/KVPATH
-curl -s --unix-socket $AGENTFS_SOCKET -o /dev/null -w '%{http_code}\n' $AGENTFS_URL/agents/demo/status
-curl -s --unix-socket $AGENTFS_SOCKET -H "Authorization: Bearer $AGENTFS_TOKEN" -o /dev/null -w '%{http_code}\n' $AGENTFS_URL/agents/other/status
-curl -s --unix-socket $AGENTFS_SOCKET -H "Authorization: Bearer $AGENTFS_TOKEN" -o /dev/null -w '%{http_code}\n' $AGENTFS_URL/views/other/status
+web() { curl -s --unix-socket $AGENTFS_SOCKET "$@"; }
+own() { web -H "Authorization: Bearer $AGENTFS_TOKEN" "$@"; }
+own $AGENTFS_URL/kv/x; code="-o /dev/null -w %{http_code}\n"
+web $code $AGENTFS_URL/kv/x; own $code $AGENTFS_URL/agents/other/status; own $code $AGENTFS_URL/views/other/status
 """
 
 
@@ -165,7 +170,7 @@ def test_code_inside_reaches_its_agents_namespace_and_nothing_else(machine: Mach
     lines = machine.shell("cat $M/agents/demo/ns").stdout.splitlines()
     less = "".join(f"{line}\n" for line in lines if line.split()[1] != "effects")
     machine.shell(f"cat > $M/agents/demo/ns <<'EOF'\n{less}EOF")
-    script = INSIDE.replace("PLACE", str(machine.place)).replace("KVPATH", "kv/x")
+    script = INSIDE.replace("PLACE", str(machine.place))
     done = json.loads(new(machine, commands=[script]))
     ended(machine, f"sessions/{done['session_id']}")
     result = load(machine, f"sessions/{done['session_id']}/result")
