@@ -176,7 +176,9 @@ class Session:
                 outcome = await runner.run(Command(f"{row.session}-{row.id}", argv, env, asked.cwd, stdin))
             except OSError as exc:
                 failure = exc
-        if failure is not None or (outcome is not None and outcome.cause == "gone"):
+        if outcome is not None and outcome.cause == "gone":
+            self.stop(End(FAILED, errno.EREMOTEIO, _GONE))
+        elif failure is not None:
             await self.look()
         return outcome, failure
 
