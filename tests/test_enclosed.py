@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path as FsPath
@@ -25,7 +26,7 @@ ECHO = 'read -r line; echo "{\\"type\\": \\"reply\\", \\"payload\\": \\"$({ %s; 
 
 
 async def inside(agent: str) -> Inside:
-    return Inside({"AGENTFS_AGENT": agent})
+    return Inside({"AGENTFS_AGENT": agent, "AGENTFS_TOKEN": secrets.token_hex(8)})  # as of a runtime, ever new
 
 
 @pytest.fixture
