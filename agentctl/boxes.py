@@ -6,22 +6,22 @@ What comes out of a program goes out as it is; its exit code is the command's.
 from __future__ import annotations
 
 import base64
+import contextlib
 import errno
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Annotated, Any
 
 import msgspec
 import typer
 
+from agentctl.boxfiles import cp, known
 from agentctl.chat import Name
 from agentctl.command import Session
-from agentctl.output import parse
+from agentctl.output import STDOUT, exit_code, parse, printable
 from agentfs.errors import error
 from agentfs.types import agent_id
 
-CHUNK = 1 << 20
 Words = Annotated[list[str], typer.Argument(metavar="-- COMMAND...", help="The program and its words.")]
 Id = Annotated[str, typer.Argument(metavar="SESSION")]
 Image = Annotated[str, typer.Option("--image", metavar="NAME", help="Default: the provider's own.")]
@@ -37,7 +37,9 @@ def run(
 ) -> None:  # fmt: skip
     """Run a program in a sandbox of an agent's, show what comes out, and end with its exit code.
 
-    The sandbox is gone when it has ended; what it made is under containers/sessions/SESSION/files for a day.
+    128 + N: signal N ended the program. A failure of agentctl's own has its usual code, and tells itself by a line on
+    standard error that begins with "agentctl: ". Ctrl-C stops the session (130). What the program made is under
+    containers/sessions/SESSION/files for a day.
     """
     home = f"agents/{agent_id(name)}"
     limits: dict[str, object] = {"allow_network": True} if network else {}
@@ -46,8 +48,9 @@ def run(
     request |= {"env": _pairs("--env", env)}
     request |= {"commands": [command], "stdin": _given(stdin)}
     made = _called(session, f"{home}/containers/new", request)
-    code = _follow(session, f"{home}/{made['output_path']}")
-    _end(session, f"{home}/{made['result_path']}", code)
+    with _attended(session, f"{home}/containers/sessions/{made['session_id']}", b"stop\n"):
+        is_whole = _follow(session, f"{home}/{made['output_path']}")
+    _end(session, f"{home}/{made['result_path']}", is_whole=is_whole)
 
 
 def containers(session: Session) -> None:
@@ -63,8 +66,9 @@ def ls(session: Session, name: Name) -> None:
 
 def logs(session: Session, name: Name, id: Id, command: Annotated[str, typer.Argument(metavar="[EXEC]")] = "") -> None:
     """Show what came out of a session's commands, or of one exec, to its end."""
-    top = f"agents/{agent_id(name)}/containers/sessions/{id}"
-    _follow(session, f"{top}/exec/{command}/output" if command else f"{top}/output")
+    with known(session, f"agents/{agent_id(name)}/containers/sessions/{id}") as top:
+        if not _follow(session, f"{top}/exec/{command}/output" if command else f"{top}/output"):
+            session.note("the beginning, or more, is no longer held")
 
 
 def execute(
@@ -72,38 +76,18 @@ def execute(
     stdin: Annotated[bool, typer.Option("--stdin", "-i", help="Give it what comes on standard input.")] = False,
 ) -> None:  # fmt: skip
     """Run a program in a session that is there, show what comes out, and end with its exit code."""
-    top = f"agents/{agent_id(name)}/containers/sessions/{id}/exec"
     request = {"command": command, "stdin": _given(stdin), "env": _pairs("--env", env)}
-    where = f"{top}/{_called(session, f'{top}/new', request)['exec_id']}"
-    _end(session, f"{where}/result", _follow(session, f"{where}/output"))
-
-
-def cp(
-    session: Session, name: Name, source: Annotated[str, typer.Argument(metavar="SOURCE")],
-    target: Annotated[str, typer.Argument(metavar="TARGET")],
-) -> None:  # fmt: skip
-    """Copy a file into or out of a session: one of the two is SESSION:PATH."""
-    top = f"agents/{agent_id(name)}/containers/sessions"
-    there, back = _inside(source), _inside(target)
-    if (there is None) == (back is None):
-        raise error(errno.EINVAL, "", "cp: one of the two must be SESSION:PATH")
-    if back is not None:
-        place = f"{back[1]}{Path(source).name}" if not back[1] or back[1].endswith("/") else back[1]
-        with Path(source).open("rb") as file:
-            session.client.write(f"{top}/{back[0]}/files/{place}", iter(lambda: file.read(CHUNK), b""))
-    elif there is not None:
-        to = Path(target) / Path(there[1]).name if Path(target).is_dir() else Path(target)
-        with session.client.open(f"{top}/{there[0]}/files/{there[1]}") as body:
-            if body.kind == "dir":
-                raise error(errno.EISDIR, there[1])
-            with to.open("wb") as file:
-                for chunk in body.chunks:
-                    file.write(chunk)
+    with known(session, f"agents/{agent_id(name)}/containers/sessions/{id}") as top:
+        where = f"{top}/exec/{_called(session, f'{top}/exec/new', request)['exec_id']}"
+    with _attended(session, where, b"cancel\n"):
+        is_whole = _follow(session, f"{where}/output")
+    _end(session, f"{where}/result", is_whole=is_whole)
 
 
 def stop(session: Session, name: Name, id: Id) -> None:
     """End a session; of one that has ended, remove its files."""
-    session.client.call(f"agents/{agent_id(name)}/containers/sessions/{id}/ctl", b"stop\n")
+    with known(session, f"agents/{agent_id(name)}/containers/sessions/{id}") as top:
+        session.client.call(f"{top}/ctl", b"stop\n")
     session.out.done()
 
 
@@ -127,40 +111,63 @@ def _given(is_wanted: bool) -> str:
         raise error(errno.EILSEQ, "standard input", str(exc.reason)) from exc
 
 
-def _inside(place: str) -> tuple[str, str] | None:
-    """SESSION:PATH as its two halves; None for a file of this machine."""
-    name, colon, path = place.partition(":")
-    return (name, path.removeprefix("/")) if colon and name and "/" not in name else None
-
-
-def _follow(session: Session, path: str) -> int | None:
-    """Show an output to its end; the exit code it tells."""
-    for _, line in session.client.watch(path, "0"):
-        record = parse(line)
-        if not isinstance(record, dict):
-            continue
-        if record.get("done"):
-            code = record.get("exit_code")
-            return code if isinstance(code, int) else None
-        data = record.get("data", "")
-        raw = base64.b64decode(record["base64"]) if "base64" in record else str(data).encode()
-        if session.out.is_json:
-            continue
-        if record.get("stream") == "stderr":
-            sys.stderr.buffer.write(raw)
-            sys.stderr.buffer.flush()
+@contextlib.contextmanager
+def _attended(session: Session, place: str, verb: bytes) -> Iterator[None]:
+    """Ctrl-C, or an output that takes no more, ends what runs at *place* too; without the runtime it may go on."""
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as exc:
+        is_own = not isinstance(exc, OSError) or isinstance(exc, BrokenPipeError) or exc.filename == STDOUT
+        if is_own:
+            with contextlib.suppress(OSError):
+                session.client.call(f"{place}/ctl", verb)
         else:
-            session.out.raw(raw)
-    return None
+            session.note(f"it may go on: {place}")
+        raise
 
 
-def _end(session: Session, path: str, code: int | None) -> None:
-    """End as the program did; with --output json its result is shown. What cut it off is an error."""
+def _follow(session: Session, path: str) -> bool:
+    """Show an output to its end; whether all of it came."""
+
+    def lost(exc: OSError) -> None:
+        session.note(f"reconnecting: {printable(exc.strerror or str(exc))}")
+
+    seq, is_whole = 0, True
+    for _, line in session.client.watch(path, "0", lost=lost):
+        record = parse(line)
+        if not isinstance(record, dict) or "stream" not in record:
+            continue  # a gap: the next number says so
+        is_whole, seq = is_whole and record.get("seq") == seq + 1, record.get("seq", seq)
+        if record.get("done"):
+            break
+        _show(session, record)
+    return is_whole
+
+
+def _show(session: Session, record: dict[str, Any]) -> None:
+    data = base64.b64decode(record["base64"]) if "base64" in record else str(record.get("data", "")).encode()
+    if session.out.is_json:
+        return
+    if record["stream"] == "stdout":
+        session.out.raw(data)
+    elif sys.stderr is not None:
+        sys.stderr.buffer.write(data)
+        sys.stderr.buffer.flush()
+
+
+def _end(session: Session, path: str, *, is_whole: bool) -> None:
+    """End as the program did; with --output json its result is shown. What it did not end by itself is an error."""
     result = msgspec.json.decode(session.client.read(path), type=dict[str, Any])
     if session.out.is_json:
         session.out.value(result)
-    if result.get("errno"):
-        raise error(getattr(errno, result["errno"], errno.EREMOTEIO), "", result["error"] or "it was cut off")
+    code, name, reason = result["exit_code"], result["errno"], result["error"] or "it was stopped"
+    if name and code:
+        session.note(f"{name}: {printable(reason)}")
+    elif name or code is None:
+        raise OSError(getattr(errno, name or "ECANCELED", errno.EREMOTEIO), reason)
+    if not is_whole and not session.out.is_json:
+        session.note("some of the output was lost: it came faster than it was taken")
+        code = code or exit_code(error(errno.EIO))
     if code:
         raise typer.Exit(code)
 

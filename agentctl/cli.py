@@ -69,9 +69,9 @@ def top(
 ) -> None:
     """Operate agents: every command is file operations on a running runtime.
 
-    The runtime is found by --url and --token, then AGENTFS_URL and AGENTFS_TOKEN, then in the state directory
-    (--state, AGENTFS_STATE, else ~/.local/state/agentfs). For an https URL there are --ca, --cert and --key, or
-    AGENTFS_CA, AGENTFS_CERT and AGENTFS_KEY; a certificate needs no token beside it. write has a --key of its own:
+    The runtime is found by --url and --token, then AGENTFS_SOCKET or AGENTFS_URL and AGENTFS_TOKEN, then in the state
+    directory (--state, AGENTFS_STATE, else ~/.local/state/agentfs). For an https URL there are --ca, --cert and --key,
+    or AGENTFS_CA, AGENTFS_CERT and AGENTFS_KEY; a certificate needs no token beside it. write has a --key of its own:
     there the private key is given before the command's name.
 
     With --as the agent of that runtime signs each request to another one, at --url (with --ca for https).

@@ -49,7 +49,7 @@ class Body:
 class Client:
     """One runtime seen with one token; over https with what *trust* names, and then the token may be empty.
 
-    With *auth* each request is signed instead.
+    With *auth* each request is signed instead. *socket*: reach it by this one in the file system, not by an address.
 
     Use it from one thread at a time; every call may block.
 
@@ -58,7 +58,7 @@ class Client:
 
     def __init__(
         self, url: str, token: str, *, trust: Trust | None = None, auth: httpx.Auth | None = None,
-        sleep: Callable[[float], None] = time.sleep,
+        socket: str = "", sleep: Callable[[float], None] = time.sleep,
     ) -> None:  # fmt: skip
         self.url = base(url)
         self._sleep = sleep
@@ -69,6 +69,7 @@ class Client:
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             auth=auth,
             trust_env=False,
+            transport=httpx.HTTPTransport(uds=socket) if socket else None,
             verify=(trust or Trust()).context() if self.url.startswith("https:") else True,
         )
 

@@ -101,7 +101,8 @@ class Session:
     def client(self) -> Client:
         """The client; it connects with its first request. With ``--as`` EINVAL without a URL to send to."""
         if self.options.signer is None:
-            return Client(self.target.url, self.target.token, trust=self.target.trust)
+            found = self.target
+            return Client(found.url, found.token, trust=found.trust, socket=found.socket)
         there = elsewhere(self.flags)
         return Client(there.url, "", trust=there.trust, auth=Signing(self.home.call, self.options.signer))
 
@@ -109,7 +110,7 @@ class Session:
     def home(self) -> Client:
         """The client of the runtime of the agent that signs: where it would be found without ``--url`` and its CA."""
         target = discover(replace(self.flags, url=None, ca=None, cert=None, key=None))
-        return Client(target.url, target.token, trust=target.trust)
+        return Client(target.url, target.token, trust=target.trust, socket=target.socket)
 
     def note(self, text: str) -> None:
         """One line on standard error."""

@@ -18,6 +18,7 @@ from agentfs.client import Trust, found, unreachable
 from agentfs.errors import error
 
 SIZE_MAX = 64 << 10
+SOCKET = "AGENTFS_SOCKET"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,7 @@ class Flags:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A runtime: its URL, a bearer token, where the URL came from, and what TLS needs.
+    """A runtime: its URL, a bearer token, where the URL came from, what TLS needs, and the path of its socket, if any.
 
     The token is empty where a certificate was named and no token: the certificate says who asks.
     """
@@ -43,6 +44,7 @@ class Target:
     token: str = ""
     origin: str = "--url"
     trust: Trust = field(default_factory=Trust)
+    socket: str = ""
 
 
 class _Runtime(msgspec.Struct):
@@ -54,13 +56,16 @@ class _Runtime(msgspec.Struct):
 def discover(flags: Flags, env: dict[str, str] | None = None) -> Target:
     """Where and as whom to connect: flag, then ``AGENTFS_URL``/``AGENTFS_TOKEN``, then the state directory.
 
-    A ``--state`` flag comes before the environment. The token of a state directory is sent to its own runtime and
+    A ``--state`` flag comes before the environment, and ``AGENTFS_SOCKET``, which sandboxes have, before
+    ``AGENTFS_URL``. The token of a state directory is sent to its own runtime and
     to this machine only, and an https URL of its own runtime is believed by its own ``ca/ca.pem``. ENOTCONN without a
     URL, EACCES without a token, EINVAL for a malformed one.
     """
     env = dict(os.environ) if env is None else env
     state = state_dir(flags, env)
     url, origin = _url(flags, env, state)
+    if origin == SOCKET:
+        return Target(url, _token(flags, env, state)[0], origin, socket=env[SOCKET])
     is_tls = url.startswith("https:")
     if is_tls and _is_certificate_enough(flags, env):
         return Target(url, "", origin, _trust(flags, env, state, url, is_operator=False))
@@ -116,6 +121,8 @@ def _url(flags: Flags, env: dict[str, str], state: Path) -> tuple[str, str]:
         return flags.url, "--url"
     file = state / "runtime.json"
     found = _runtime_url(file)
+    if env.get(SOCKET) and not (flags.state and found):
+        return "http://localhost", SOCKET
     if env.get("AGENTFS_URL") and not (flags.state and found):
         return env["AGENTFS_URL"], "AGENTFS_URL"
     if not found:

@@ -47,6 +47,7 @@ EXIT: Final = {
 }
 INTERRUPTED: Final = 130
 PIPE_CLOSED: Final = 141
+STDOUT: Final = "standard output"
 _NAMES: Final = dict(errno.errorcode) | {getattr(errno, name): name for _, names in EXIT.values() for name in names}
 _CODES: Final = {getattr(errno, name): code for code, (_, names) in EXIT.items() for name in names}
 
@@ -114,7 +115,7 @@ class Output:
             raise
         except OSError as exc:
             silence()
-            raise OSError(exc.errno, exc.strerror, "standard output") from exc
+            raise OSError(exc.errno, exc.strerror, STDOUT) from exc
 
     def value(self, data: object) -> None:
         """One document: a table of its fields, the envelope, or its items a line each."""
@@ -205,7 +206,7 @@ class Output:
 
     def _stream(self) -> BinaryIO:
         if sys.stdout is None:
-            raise error(errno.EBADF, "standard output")
+            raise error(errno.EBADF, STDOUT)
         return sys.stdout.buffer
 
 

@@ -22,7 +22,7 @@ from agentfs.limits import Limits
 FILE: Final = "config.toml"
 PASSPHRASE: Final = "AGENTFS_KEYS_PASSPHRASE"
 PHRASE_FD: Final = "AGENTFS_KEYS_FD"
-_FOR_CLIENTS = {"AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_CA", "AGENTFS_CERT", "AGENTFS_KEY"}
+_FOR_CLIENTS = {"AGENTFS_URL", "AGENTFS_SOCKET", "AGENTFS_TOKEN", "AGENTFS_CA", "AGENTFS_CERT", "AGENTFS_KEY"}
 _FOR_KEYS = {PASSPHRASE, PHRASE_FD}
 FOREIGN: Final = frozenset({"AGENTFS_CONFIG", "AGENTFS_ROOT", "AGENTFS_AGENT", fault.ENV} | _FOR_KEYS | _FOR_CLIENTS)
 PATHS: Final = frozenset({"state", "mount", "tls_cert", "tls_key", "tls_client_ca"})

@@ -50,7 +50,7 @@ class Limits:
     sandbox_ttl_seconds: int = 86_400  # how long an ended one is kept, with its output and files
     warm_seconds: int = 300  # how long the sandbox of a program is kept behind its last tick
     execs: int = 1_000  # ENOSPC: commands of one session; oldest ended ones are not forgotten before it
-    execs_running: int = 32  # EAGAIN: at a time, in one session
+    execs_running: int = 32  # ENOBUFS: at a time, in one session
     conversations: int = 1_000  # the one without a word for the longest time is forgotten first, per agent
     agent_handles: int = 512  # EMFILE: per agent or operator's token, with all made from it
     agent_rate: int = 2_000  # EAGAIN, ENOBUFS: opens, changes and writes a second, as above

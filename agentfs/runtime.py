@@ -170,12 +170,13 @@ class Runtime:
         gate: tls.Gate | None = None,
     ) -> None:  # fmt: skip
         self.config, self.clock, self._store, self._gate = config, clock, store, gate
+        self._is_open = trio.Event()  # every door is: what is bound into sandboxes is there
         self._programs = Programs(
             config, clock, lambda agent: self.tokens.of_agent(agent), lambda *given: self.engine.warm.run(*given)
         )
         self.engine = Engine(
             store, clock, config.limits, self._programs.load, self._view, secret=operator_token, signer=signer,
-            providers=providers, housing=Housing(offers, self._inside),
+            providers=providers, housing=Housing(offers, self._inside, self._is_open.wait),
         )  # fmt: skip
         self.tokens = self.engine.tokens
         default = parse_settings(msgspec.json.encode({"program": dict(config.default_program)}))
@@ -238,6 +239,7 @@ class Runtime:
         if config.mount is not None:
             await nursery.start(self._mount, config.mount, mounting)
         self._missing = None
+        self._is_open.set()
         self._announce()
 
     async def _serve(

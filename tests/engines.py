@@ -13,8 +13,9 @@ import trio
 from agentfs.compute.port import ComputeProvider
 from agentfs.engine.agent import Agent
 from agentfs.engine.context import AgentContext
-from agentfs.engine.engine import NO_PROVIDERS, Engine
+from agentfs.engine.engine import NO_PROVIDERS, NO_SANDBOXES, Engine
 from agentfs.engine.envelope import Envelope, Metadata
+from agentfs.engine.sandboxes import Housing
 from agentfs.engine.settings import InlineProgram, Settings
 from agentfs.engine.trigger import Trigger
 from agentfs.limits import Limits
@@ -52,7 +53,7 @@ def settings(**fields: Any) -> Settings:
 @asynccontextmanager
 async def running(
     store: Store, clock: ManualClock, limits: Limits | None = None, secret: str = "",
-    providers: Mapping[str, tuple[ComputeProvider, str]] = NO_PROVIDERS,
+    providers: Mapping[str, tuple[ComputeProvider, str]] = NO_PROVIDERS, housing: Housing = NO_SANDBOXES,
 ) -> AsyncIterator[Engine]:  # fmt: skip
     """An engine that ticks; its agents are all `Script`."""
 
@@ -62,7 +63,7 @@ async def running(
 
     engine = Engine(
         store, clock, limits or Limits(), load, lambda agent: Tree(), secret=secret, signer=Keeper(SEED),
-        providers=providers,
+        providers=providers, housing=housing,
     )  # fmt: skip
     async with trio.open_nursery() as nursery:
         await nursery.start(lambda task_status: engine.run(task_status=task_status))

@@ -180,7 +180,7 @@ def test_a_key_that_is_written_out_is_refused_and_not_repeated(tmp_path: Path, f
 
 
 def test_foreign_and_empty_variables_are_left_alone(tmp_path: Path) -> None:
-    names = ("AGENTFS_URL", "AGENTFS_TOKEN", "AGENTFS_ROOT")
+    names = ("AGENTFS_URL", "AGENTFS_SOCKET", "AGENTFS_TOKEN", "AGENTFS_ROOT")
     loaded = load({}, env(tmp_path, AGENTFS_LISTEN="", **dict.fromkeys(names, "x")))
     assert loaded.origins["listen"] == "default"
 

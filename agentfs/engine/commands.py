@@ -7,13 +7,14 @@ import hashlib
 import logging
 from collections.abc import Sequence
 
+import anyio
 import msgspec
 
 from agentfs.containers.documents import Exec
 from agentfs.engine.core import Core
 from agentfs.engine.execs import Outcome, last
 from agentfs.engine.sandboxes import Sandboxes
-from agentfs.engine.session import CANCELLED, COMPLETE, FAILED, LIMITS, RUNNING, Session, log_of
+from agentfs.engine.session import CANCELLED, COMPLETE, FAILED, LIMITS, RUNNING, Session, log_of, name_of
 from agentfs.engine.timers import Timers
 from agentfs.errors import detail_of, error, row_of
 from agentfs.fault import point
@@ -32,8 +33,8 @@ class Commands:
     async def submit(self, agent: str, session: str, asked: Exec, key: str) -> tuple[ExecRow, bool]:
         """Run *asked* in a session, and whether that is new: the same key again is the same exec.
 
-        ENOENT, ESTALE when the session has ended, EEXIST for a key of another command, EAGAIN while too many run,
-        ENOSPC.
+        It runs once the session does. ENOENT, ESTALE when the session has ended, EEXIST for a key of another command,
+        ENOBUFS while too many run, ENOSPC.
         """
         id = hashlib.sha256(key.encode()).hexdigest()[:24] if key else self._core.new_id()
         request = msgspec.json.encode(asked).decode()
@@ -44,17 +45,27 @@ class Commands:
             return known, False
         living = self._sandboxes.session(await self._sandboxes.row(agent, session))
         if len(living.execs) >= self._core.limits.execs_running:
-            raise error(errno.EAGAIN, detail=f"{self._core.limits.execs_running} commands run already")
+            raise error(errno.ENOBUFS, detail=f"{self._core.limits.execs_running} commands run already")
         row = ExecRow(
             agent=agent, session=session, id=id, request=request, state=RUNNING, at_ns=self._core.clock.now_ns()
         )
-        alive = Expect(SandboxRow, (agent, session), "state", RUNNING, errno.ESTALE)
-        room = AtMost(ExecRow, (agent, session), self._core.limits.execs, errno.ENOSPC)
-        await self._core.commit(alive, Insert(row), room, DropLogs(agent, log_of(session, id)))
+        living.execs[id] = anyio.CancelScope()  # now: it counts, and can be cancelled, from its commit on
+        try:
+            await self._begin(living, row)
+        except BaseException:
+            del living.execs[id]
+            raise
         assert self._sandboxes.group is not None
         self._sandboxes.group.start_soon(self._see_through, living, row, asked)
         point("exec.submitted")
         return row, True
+
+    async def _begin(self, living: Session, row: ExecRow) -> None:
+        alive = Expect(SandboxRow, (row.agent, row.session), "done_ns", None, errno.ESTALE)
+        room = AtMost(ExecRow, (row.agent, row.session), self._core.limits.execs, errno.ENOSPC)
+        await self._core.commit(alive, Insert(row), room, DropLogs(row.agent, log_of(row.session, row.id)))
+        if living.is_over:
+            living.execs[row.id].cancel()
 
     async def _see_through(self, living: Session, row: ExecRow, asked: Exec) -> None:
         timer = ("exec", row.agent, row.session, row.id)
@@ -69,7 +80,7 @@ class Commands:
             self._timers.set(timer, row.at_ns + asked.timeout_ms * 1_000_000, expire)
         try:
             outcome, failure = await living.command(row)
-            if is_late:
+            if is_late and outcome is None:
                 failure = error(errno.ETIMEDOUT, detail=f"no end within {asked.timeout_ms} ms")
             await self._end(row, asked, outcome, failure)
         except FileNotFoundError:
@@ -78,6 +89,7 @@ class Commands:
             log.exception("exec %s of %s", row.id, row.agent)
         finally:
             self._timers.cancel(timer)
+            del living.execs[row.id]
 
     async def _end(self, row: ExecRow, asked: Exec, outcome: Outcome | None, failure: OSError | None) -> None:
         if failure is None and outcome is not None and outcome.cause:
@@ -89,7 +101,7 @@ class Commands:
         else:
             state, number, reason = COMPLETE, 0, ""
         done = msgspec.structs.replace(
-            row, state=state, error=errno.errorcode[number] if number else "", reason=reason,
+            row, state=state, error=name_of(number), reason=reason,
             result=msgspec.json.encode(outcome.shown(asked.command)).decode() if outcome else "",
             done_ns=self._core.clock.now_ns(), version=row.version + 1,
         )  # fmt: skip

@@ -21,6 +21,7 @@ from agentfs.errors import error
 from agentfs.ports import Append
 
 _AHEAD_BYTES: Final = 256 << 10  # what may wait to be stored before the command is held back
+_RECORD_BYTES: Final = 64 << 10
 _KEPT_BYTES: Final = 128 << 10  # of each of stdout and stderr in a result
 
 
@@ -34,26 +35,18 @@ class _Stream:
     rest: bytes = b""
 
     def add(self, data: bytes) -> bytes:
-        """Take *data*; a record of it, "" when all of it must wait for more."""
+        """Take *data*; what of it can be told now, without the beginning of a character at its end."""
         self.size += len(data)
         self.data += data[: max(0, _KEPT_BYTES - len(self.data))]
         whole = self.rest + data
         cut = len(whole) - _unfinished(whole)
         self.rest = whole[cut:]
-        return self._record(whole[:cut])
+        return whole[:cut]
 
     def end(self) -> bytes:
-        """A record of what waited."""
+        """What waited."""
         rest, self.rest = self.rest, b""
-        return self._record(rest)
-
-    def _record(self, data: bytes) -> bytes:
-        if not data:
-            return b""
-        try:
-            return msgspec.json.encode({"stream": self.name, "data": data.decode()})
-        except UnicodeDecodeError:
-            return msgspec.json.encode({"stream": self.name, "base64": base64.b64encode(data).decode()})
+        return rest
 
     def shown(self) -> str:
         """The beginning as text; what is no UTF-8 is replaced here, and whole in the output."""
@@ -101,18 +94,19 @@ class Runner:
     async def run(self, command: Command) -> Outcome:
         """Run it to its end, or until this is cancelled: then everything it began is ended. Raises as the port does."""
         streams, page = {name: _Stream(name) for name in ("stdout", "stderr")}, Page(self._spec.agent)
-        begun_ns, ended = self._core.clock.monotonic_ns(), None
+        teller, ended = _Teller(self._scribe, page, self._log), None
+        begun_ns = self._core.clock.monotonic_ns()
         with page.scope:
             async with aclosing(self._provider.run(self._spec, command)) as happenings:
                 async for happening in happenings:
                     if isinstance(happening, Exit):
                         ended = happening
                         break
-                    self._write(page, streams[happening.stream].add(happening.data))
+                    teller.tell(happening.stream, streams[happening.stream].add(happening.data))
                     if page.weight > _AHEAD_BYTES:
                         await page.stored()
             for stream in streams.values():
-                self._write(page, stream.end())
+                teller.tell(stream.name, stream.end())
         await page.stored()
         if page.failure is not None:
             raise page.failure
@@ -124,12 +118,42 @@ class Runner:
             (self._core.clock.monotonic_ns() - begun_ns) // 1_000_000, msgspec.to_builtins(ended.used),
         )  # fmt: skip
 
-    def _write(self, page: Page, record: bytes) -> None:
-        if record:
-            self._scribe.write(page, Append(self._spec.agent, self._log, record))
+
+@dataclass(slots=True)
+class _Teller:
+    """Puts what comes out on *page*; small pieces that come while the page waits become one record."""
+
+    scribe: Scribe
+    page: Page
+    log: str
+    name: str = ""
+    data: bytes = b""
+    told: Append | None = None
+
+    def tell(self, name: str, data: bytes) -> None:
+        """Take a piece of the stream *name*. Raises what became of earlier ones."""
+        if not data:
+            return
+        waiting = self.page.waiting
+        is_more = bool(waiting) and waiting[-1] is self.told and name == self.name
+        if is_more and len(self.data) + len(data) <= _RECORD_BYTES:
+            self.data += data
+            self.told = waiting[-1] = Append(self.page.agent, self.log, _record(name, self.data))
+            return
+        self.name, self.data = name, data
+        self.told = Append(self.page.agent, self.log, _record(name, data))
+        self.scribe.write(self.page, self.told)
 
 
-def last(exit_code: int | None, reason: str) -> bytes:
+def _record(name: str, data: bytes) -> bytes:
+    """A record of an output: its bytes as ``data``, or where they are no UTF-8 as ``base64``."""
+    try:
+        return msgspec.json.encode({"stream": name, "data": data.decode()})
+    except UnicodeDecodeError:
+        return msgspec.json.encode({"stream": name, "base64": base64.b64encode(data).decode()})
+
+
+def last(exit_code: int | None, reason: str, **about: str) -> bytes:
     """The last record of an output."""
-    why = {"error": reason} if reason else {}
+    why = {**about, "error": reason} if reason else about
     return msgspec.json.encode({"stream": "stdout", "data": "", "done": True, "exit_code": exit_code, **why})

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Container, Mapping
+from collections.abc import Awaitable, Callable, Container, Mapping
 from typing import Final
+
+from anyio.abc import TaskGroup
 
 from agentfs.containers.port import Offer
 from agentfs.engine.core import Core
@@ -29,6 +31,7 @@ class Reaper:
     ) -> None:  # fmt: skip
         self._held = held
         self._core, self._timers, self._offers, self._running = core, timers, offers, running
+        self.group: TaskGroup | None = None
         self._quiet: set[str] = set()  # where nothing runs any more, and of which there are only files
 
     async def reap(self) -> None:
@@ -43,7 +46,22 @@ class Reaper:
                 await self._reap_at(name, rows)
             except OSError as exc:
                 log.info("%s: %s", name, exc)
-        self._timers.set("sandboxes-reap", self._core.clock.now_ns() + _EVERY_NS, self.reap)
+        self._at("sandboxes-reap", self._core.clock.now_ns() + _EVERY_NS, self.reap)
+
+    def _at(self, key: str, at_ns: int, action: Callable[[], Awaitable[None]]) -> None:
+        """Have *action* begin at *at_ns*: no timer waits for an engine of sandboxes."""
+
+        async def begin() -> None:
+            if self.group is not None:
+                self.group.start_soon(self._well, action)
+
+        self._timers.set(key, at_ns, begin)
+
+    async def _well(self, action: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await action()
+        except Exception:
+            log.exception("reaper: tried again later")
 
     async def _reap_at(self, name: str, rows: Mapping[str, SandboxRow]) -> None:
         provider = self._offers[name].provider
@@ -82,7 +100,7 @@ class Reaper:
         """Sweep at *at_ns* at the latest."""
         known = self._timers.next_at("sandboxes")
         if at_ns is not None and (known is None or at_ns < known):
-            self._timers.set("sandboxes", at_ns, self.sweep)
+            self._at("sandboxes", at_ns, self.sweep)
 
     async def sweep(self) -> None:
         """Forget sessions whose time is over, with their files and outputs."""

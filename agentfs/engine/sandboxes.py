@@ -20,17 +20,18 @@ from agentfs.containers.documents import Limits, Request
 from agentfs.containers.policy import Policy
 from agentfs.containers.port import Inside, Offer, Spec
 from agentfs.engine.core import Core
+from agentfs.engine.execs import last
 from agentfs.engine.journal import DONE, OPEN, UNKNOWN_OUTCOME, Intent, hash_of
 from agentfs.engine.money import CONTAINERS, Money
 from agentfs.engine.purse import Account
 from agentfs.engine.reaper import Reaper
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
-from agentfs.engine.session import EXPIRED, FAILED, LIVE, PROVISIONING, RUNNING, End, Session, failed, log_of
+from agentfs.engine.session import EXPIRED, FAILED, LIVE, PROVISIONING, RUNNING, End, Session, failed, log_of, name_of
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.fault import point
-from agentfs.ports import Append, AtMost, Change, DropLogs, Expect, Put
+from agentfs.ports import Append, AtMost, Change, Delete, DropLogs, Expect, Put
 from agentfs.rows import AgentRow, DocumentRow, ExecRow, SandboxRow
 from agentfs.service import FileService
 from agentfs.types import Path
@@ -54,11 +55,17 @@ class Order:
 
 Prepare = Callable[[str], Awaitable[Inside]]
 """What every sandbox of an agent gets."""
+Ready = Callable[[], Awaitable[None]]
+"""Returns once what a sandbox is given is there: no code runs before."""
 
 
 async def bare(agent: str) -> Inside:
     """Nothing of the agent's."""
     return Inside()
+
+
+async def at_once() -> None:
+    """Nothing is waited for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +74,7 @@ class Housing:
 
     offers: Mapping[str, Offer]
     inside: Prepare = bare
+    ready: Ready = at_once
 
 
 class Sandboxes:
@@ -74,7 +82,7 @@ class Sandboxes:
 
     def __init__(self, core: Core, timers: Timers, money: Money, secrets: Secrets, housing: Housing) -> None:
         self._core, self._timers, self._money, self._secrets = core, timers, money, secrets
-        self.offers, self._inside = housing.offers, housing.inside
+        self.offers, self._inside, self._ready = housing.offers, housing.inside, housing.ready
         self.running: dict[tuple[str, str], Session] = {}
         self._beginning: set[tuple[str, str]] = set()
         self.held: set[str] = set()  # sandboxes that are no session's, and are not to be reaped
@@ -107,13 +115,14 @@ class Sandboxes:
             version=old.version + 1 if old else 1,
         )  # fmt: skip
         room = AtMost(SandboxRow, (agent,), self._core.limits.sandboxes, errno.ENOSPC)
-        new: Sequence[Change] = (Put(row), room, DropLogs(agent, log_of(row.id)))
+        new: Sequence[Change] = (Put(row), room, *await self._fresh(row))
+        spec = await self._spec(row)  # now: from the commit on nothing may come between
         self._beginning.add((agent, row.id))
         try:
             _, is_new = await self._money.begin(order.account, intent, order.path, _shown(request), *new)
             if is_new:
                 self._core.logs.finish(agent, log_of(row.id))  # of the same key before, which came to nothing
-                await self._start(row)
+                self._start(row, spec)
                 point("sandbox.submitted")
         finally:
             self._beginning.discard((agent, row.id))
@@ -128,6 +137,12 @@ class Sandboxes:
             deadline_ns=self._core.clock.now_ns() + _time_ns(order.request, limits) + _GRACE_NS,
             envelope=ticks[0] if ticks else "",
         )  # fmt: skip
+
+    async def _fresh(self, row: SandboxRow) -> Sequence[Change]:
+        """Drops what an older session of this name left: its output, and its execs with theirs."""
+        execs = await self._core.store.scan(ExecRow, row.agent, row.id)
+        logs = [DropLogs(row.agent, log_of(row.id, each.id)) for each in execs]
+        return [DropLogs(row.agent, log_of(row.id)), Delete(ExecRow, (row.agent, row.id)), *logs]
 
     async def _known(self, agent: str, intent: Intent) -> tuple[SandboxRow | None, SandboxRow | None]:
         """The session under this key, and the same when this very request began it."""
@@ -183,6 +198,7 @@ class Sandboxes:
                     group.start_soon(self._restore, row)  # an engine that is away must not hold up the start
                 else:
                     self._reaper.watch(row.expires_ns)
+        self._reaper.group = group
         group.start_soon(self._reaper.reap)
 
     async def _lose(self, row: ExecRow) -> None:
@@ -190,7 +206,8 @@ class Sandboxes:
             row, state=FAILED, error="EREMOTEIO", reason=UNKNOWN_OUTCOME, done_ns=self._core.clock.now_ns(),
             version=row.version + 1,
         )  # fmt: skip
-        await self._core.commit(Put(lost))
+        name = log_of(row.session, row.id)
+        await self._core.commit(Put(lost), Append(row.agent, name, last(None, lost.reason)))
 
     async def _restore(self, row: SandboxRow) -> None:
         request = msgspec.json.decode(row.request, type=Request)
@@ -199,9 +216,7 @@ class Sandboxes:
                 raise error(errno.ENOTCONN, detail=f"there is no provider {row.provider} any more")
             if row.state == RUNNING and request.kind != "interactive":
                 raise error(errno.EREMOTEIO, detail=UNKNOWN_OUTCOME)
-            if row.state == RUNNING:
-                await self.offers[row.provider].provider.quiet(await self._spec(row))
-            await self._start(row)
+            self._start(row, await self._spec(row))
         except OSError as exc:
             await self._ended(row)
             await self.end(row, failed(exc), [])
@@ -213,12 +228,12 @@ class Sandboxes:
         image, limits = self._image(request, rules, row.provider), _kept(request, rules)
         return Spec(row.id, row.agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets)
 
-    async def _start(self, row: SandboxRow) -> None:
+    def _start(self, row: SandboxRow, spec: Spec) -> None:
         if self.group is None or self.scribe is None:
             raise error(errno.ENOTCONN, detail="the runtime is starting")
         key, provider = (row.agent, row.id), self.offers[row.provider].provider
         self._money.journal.live.add(key)
-        session = Session(self._core, self.scribe, self._secrets, provider, await self._spec(row), row)
+        session = Session(self._core, self.scribe, self._secrets, provider, spec, row)
         self.running[key] = session
         self._limit(session)
         self.group.start_soon(self._see_through, session)
@@ -233,7 +248,7 @@ class Sandboxes:
     async def _see_through(self, session: Session) -> None:
         key = (session.row.agent, session.row.id)
         try:
-            end = await self._lived(session)
+            end = await session.live(self._slots, self._ready)
             await self.end(session.row, end, session.results, await self._left(session))
         except FileNotFoundError:
             log.info("session %s: its agent %s is gone", session.row.id, session.row.agent)
@@ -244,12 +259,6 @@ class Sandboxes:
             self._timers.cancel(("sandbox", *key))
             del self.running[key]
             self._money.journal.live.discard(key)
-
-    async def _lived(self, session: Session) -> End:
-        end = await session.live(self._slots)
-        for scope in list(session.execs.values()):
-            scope.cancel()
-        return end
 
     async def _left(self, session: Session) -> str:
         """End the sandbox; what it used, as JSON."""
@@ -276,20 +285,20 @@ class Sandboxes:
         now_ns = self._core.clock.now_ns()
         done = msgspec.structs.replace(
             row, state=end.state, exit_code=end.exit_code, reason=end.reason, done_ns=now_ns, version=row.version + 1,
-            error=errno.errorcode[end.errno] if end.errno else "", used=used,
+            error=name_of(end.errno), used=used,
             results=msgspec.json.encode(results).decode(), artifacts=msgspec.json.encode(end.artifacts).decode(),
             expires_ns=now_ns + self._core.limits.sandbox_ttl_seconds * 1_000_000_000,
             cost_usd=0 if row.started_ns is None else _cost(row.usd_per_hour, now_ns - row.started_ns),
         )  # fmt: skip
-        last = Append(row.agent, log_of(row.id), _last(done))
+        told = Append(row.agent, log_of(row.id), last(done.exit_code, done.reason, status=done.state))
         entry = await self._money.journal.get(row.agent, row.id)
         if entry is None or entry.state != OPEN:  # it was given up meanwhile
             done = msgspec.structs.replace(done, cost_usd=entry.spent_usd if entry else 0)
-            await self._core.commit(Expect(AgentRow, (row.agent,), errno=errno.ENOENT), Put(done), last)
+            await self._core.commit(Expect(AgentRow, (row.agent,), errno=errno.ENOENT), Put(done), told)
         else:
             done = msgspec.structs.replace(done, cost_usd=min(done.cost_usd, entry.reserved_usd))
             await self._money.journal.finish(
-                row.agent, row.id, DONE, Put(done), last, receipt={"session_id": row.id, "state": done.state},
+                row.agent, row.id, DONE, Put(done), told, receipt={"session_id": row.id, "state": done.state},
                 reason=done.reason, cost_usd=done.cost_usd,
             )  # fmt: skip
         point("sandbox.ended")
@@ -303,10 +312,10 @@ class Sandboxes:
     # -- verbs -----------------------------------------------------------------------------------------------------
 
     def session(self, row: SandboxRow) -> Session:
-        """The running session of *row*. ESTALE when it has ended."""
+        """The session of *row*, also while it is being made. ESTALE when it has ended; EBUSY while it is taken up."""
         session = self.running.get((row.agent, row.id))
-        if session is None or session.row.state != RUNNING:
-            raise error(errno.ESTALE, detail=f"session is {row.state}")
+        if session is None or session.is_over:
+            raise _not_there(row)
         return session
 
     async def stop(self, agent: str, name: str) -> None:
@@ -315,6 +324,8 @@ class Sandboxes:
         session = self.running.get((agent, name))
         if session is not None:
             session.stop(End("complete", reason="stopped"))
+        elif row.state in LIVE:
+            raise _not_there(row)
         elif row.has_files:
             await self._reaper.remove(row)
             await self._core.commit(Put(msgspec.structs.replace(row, has_files=False, version=row.version + 1)))
@@ -357,6 +368,10 @@ class Sandboxes:
         return policies.parse(row.text.encode()) if row else Policy()
 
 
+def _not_there(row: SandboxRow) -> OSError:
+    return error(errno.EBUSY if row.state in LIVE else errno.ESTALE, detail=f"session is {row.state}")
+
+
 def _kept(request: Request, rules: Policy) -> Limits:
     """The limits of a session that was accepted, also where the policy has become narrower since."""
     try:
@@ -387,9 +402,3 @@ def _reserved(request: Request, rules: Policy, usd_per_hour: int, limits: Limits
 
 def _shown(request: Request) -> bytes:
     return msgspec.json.encode(request, order="sorted")
-
-
-def _last(row: SandboxRow) -> bytes:
-    why = {"error": row.reason} if row.reason else {}
-    about = {"stream": "stdout", "data": "", "done": True, "exit_code": row.exit_code, "status": row.state}
-    return msgspec.json.encode({**about, **why})

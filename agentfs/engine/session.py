@@ -6,7 +6,7 @@ It settles no money and ends no row: it says how the session ended.
 from __future__ import annotations
 
 import errno
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -20,7 +20,7 @@ from agentfs.engine.core import Core
 from agentfs.engine.execs import Outcome, Runner
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
-from agentfs.errors import detail_of, row_of
+from agentfs.errors import detail_of, error, row_of
 from agentfs.fault import point
 from agentfs.ports import Expect, Put
 from agentfs.rows import AgentRow, ExecRow, SandboxRow
@@ -48,6 +48,11 @@ class End:
     artifacts: Sequence[dict[str, Any]] = ()
 
 
+def name_of(number: int) -> str:
+    """The table's name of an errno, "" of 0: one number may have two."""
+    return row_of(OSError(number, "")).name if number else ""
+
+
 def failed(exc: OSError) -> End:
     """The end of a session that *exc* ended."""
     return End(FAILED, row_of(exc).errno, detail_of(exc)[:2000])
@@ -65,6 +70,7 @@ class Session:
         self.results: list[dict[str, object]] = []
         self.execs: dict[str, anyio.CancelScope] = {}
         self._scope, self._end = anyio.CancelScope(), End(COMPLETE)
+        self._begun, self.is_over = anyio.Event(), False
 
     def stop(self, end: End) -> None:
         """End it so."""
@@ -80,19 +86,33 @@ class Session:
             alive, Expect(SandboxRow, (self.row.agent, self.row.id), errno=errno.ENOENT), Put(self.row)
         )
 
-    async def live(self, slots: anyio.Semaphore) -> End:
-        """Until its commands have run, or, of an interactive one, until it is stopped; in one of *slots*."""
-        with self._scope:
-            try:
-                async with slots:
-                    return await self._live()
-            except OSError as exc:
-                return failed(exc)
-        return self._end
+    async def live(self, slots: anyio.Semaphore, ready: Callable[[], Awaitable[None]]) -> End:
+        """Until its commands have run, or, of an interactive one, until it is stopped; in one of *slots*.
+
+        It begins when *ready* has returned.
+        """
+        try:
+            with self._scope:
+                try:
+                    async with slots:
+                        await ready()
+                        return await self._live()
+                except OSError as exc:
+                    return failed(exc)
+            return self._end
+        finally:
+            self.is_over = True
+            self._begun.set()
+            for scope in list(self.execs.values()):
+                scope.cancel()
 
     async def _live(self) -> End:
-        if self.row.state != RUNNING:
-            await self._begin()
+        if self.row.state == RUNNING:  # found again: its own commands are not run twice
+            await self.provider.quiet(self.spec)
+            self._begun.set()
+            await anyio.sleep_forever()
+        await self._begin()
+        self._begun.set()
         end = await self._commands()
         if end.errno or end.exit_code:
             return end
@@ -110,13 +130,13 @@ class Session:
         point("sandbox.made")
         if (repo := self.request.repo) is not None:
             await self.change(state=CLONING)
-            await self.provider.clone(self.spec, repo, (await self._secrets.use(self.row.agent, repo.auth)).strip())
+            await self.provider.clone(self.spec, repo, (await self._env({"auth": repo.auth}))["auth"].strip())
         await self.change(state=RUNNING, started_ns=self._core.clock.now_ns())
 
     async def _commands(self) -> End:
         """The commands of the request, until one fails."""
         runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(self.row.id))
-        env, end = await self._secrets.used(self.row.agent, self.request.env), End(COMPLETE)
+        env, end = await self._env(self.request.env), End(COMPLETE)
         for number, words in enumerate(self.request.commands):
             stdin = self.request.stdin.encode() if number == 0 else b""
             outcome = await runner.run(Command(f"{self.row.id}-{number}", argv_of(words), env, stdin=stdin))
@@ -126,21 +146,30 @@ class Session:
                 break
         return end
 
+    async def _env(self, values: Mapping[str, str]) -> Mapping[str, str]:
+        """*values* with every secret in its place. What is wrong with one is told with its name."""
+        try:
+            return await self._secrets.used(self.row.agent, values)
+        except OSError as exc:
+            raise error(row_of(exc).errno, detail=f"{exc.filename}: {detail_of(exc)}") from exc
+
     async def command(self, row: ExecRow) -> tuple[Outcome | None, OSError | None]:
-        """Run what *row* asks for; None as outcome when it was cut off, or why it could not be run."""
+        """Run what *row* asks for, within its scope in `execs`, once the session runs.
+
+        None as outcome when it was cut off, or why it could not be run.
+        """
         asked = msgspec.json.decode(row.request, type=Exec)
         runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(row.session, row.id))
         outcome: Outcome | None = None
         failure: OSError | None = None
-        with anyio.CancelScope() as self.execs[row.id]:
+        with self.execs[row.id]:
             try:
-                env = await self._secrets.used(row.agent, {**self.request.env, **asked.env})
+                await self._begun.wait()
+                env = await self._env({**self.request.env, **asked.env})
                 stdin, argv = asked.stdin.encode(), argv_of(asked.command)
                 outcome = await runner.run(Command(f"{row.session}-{row.id}", argv, env, asked.cwd, stdin))
             except OSError as exc:
                 failure = exc
-            finally:
-                del self.execs[row.id]
         return outcome, failure
 
     async def used(self) -> Used:
