@@ -6,6 +6,7 @@ import errno
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path as FsPath
+from typing import Any
 
 import boxes
 import pytest
@@ -80,6 +81,11 @@ async def test_without_sandboxes_there_is_no_such_tool(here: Driver, fake: FakeO
     await said(agent, "go")
     assert offered(fake) == ["list", "read", "write", "call", "watch"]
     assert results(fake) == ["EACCES: no tool 'run' here"]
+    rest = "".join(f"{line}\n" for line in lines if "mount containers" not in line)
+    await put(agent, f"{rest}mount containers /containers disabled\n".encode(), "ns")
+    fake.script.append("Well.")
+    await said(agent, "go", "m2")
+    assert "run" not in offered(fake)
     bare = await made(here, "bare", tools=["run"])
     fake.script.append("Well.")
     await said(bare, "go")
@@ -92,7 +98,7 @@ async def test_no_instruction_reaches_past_the_policy(here: Driver, fake: FakeOp
     await put(agent, json.dumps(rules).encode(), "containers/policy")
     dear = {"commands": ["true"], "limits": {"allow_network": True}}
     large = {"commands": ["true"], "limits": {"max_memory_mb": 100_000}}
-    first = [
+    first: list[tuple[str, Any]] = [
         ("run", {"command": "sleep 60", "timeout_ms": 60_000}), ("run", {"command": "true", "limits": {}}),
         ("call", {"path": "containers/new", "text": json.dumps(dear)}), ("run", {"command": "x", "timeout_ms": 10**12}),
         ("call", {"path": "containers/new", "text": json.dumps(large)}),

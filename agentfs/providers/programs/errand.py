@@ -25,8 +25,10 @@ async def has_sandboxes(files: FileService) -> bool:
     """Whether ``containers/`` is mounted in *files*, with any provider."""
     try:
         return bool(await files.list(Path("containers/providers")))
-    except OSError:
-        return False
+    except OSError as exc:
+        if exc.errno in (errno.ENOENT, errno.EACCES):
+            return False
+        raise
 
 
 @dataclass(frozen=True, slots=True)
