@@ -43,6 +43,13 @@ SCRIPTS: dict[str, Sequence[Said]] = {
         [("write", {"path": "kv/count.sh", "text": "ls kv | wc -l\n"})], "It is in kv/count.sh.",
         [("write", {"path": "kv/list", "text": ""})], "I may not change your notes.",
     ],
+    "test-generated-code": [
+        [("write", {"path": "kv/middle.sh", "text": "printf '%s\\n' \"$@\" | sort | sed -n 2p\n"})],
+        [("run", {"command": "sh /agent/kv/middle.sh 9 10 100"})],
+        [("write", {"path": "kv/middle.sh", "text": "printf '%s\\n' \"$@\" | sort -n | sed -n 2p\n"})],
+        [("run", {"command": "sh /agent/kv/middle.sh 9 10 100"})],
+        "It is in kv/middle.sh. At first it took 9, 10 and 100 for words.",
+    ],
 }  # fmt: skip
 
 # What mount.sh runs once everything is installed; installing is what test.sh begins with.

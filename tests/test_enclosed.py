@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path as FsPath
@@ -11,6 +12,7 @@ from typing import Any
 
 import boxes
 import pytest
+from dockerkit import BUSYBOX, Boxes, Engine
 from engines import fails
 from faces import load, put
 from llms import followed, said, traced
@@ -25,7 +27,7 @@ ECHO = 'read -r line; echo "{\\"type\\": \\"reply\\", \\"payload\\": \\"$({ %s; 
 
 
 async def inside(agent: str) -> Inside:
-    return Inside({"AGENTFS_AGENT": agent})
+    return Inside({"AGENTFS_AGENT": agent, "AGENTFS_TOKEN": secrets.token_hex(8)})  # as of a runtime, ever new
 
 
 @pytest.fixture
@@ -173,3 +175,20 @@ async def test_nothing_is_left(tmp_path: FsPath, box: Bubblewrap) -> None:
     async with housed(tmp_path, box) as driver:
         await said(await made(driver, ECHO % "echo well"), "go")
     assert not await box.found()
+
+
+async def test_a_container_stays_between_ticks(tmp_path: FsPath, docker_engine: Engine) -> None:
+    provider = Boxes(docker_engine, tmp_path).provider
+    housing = Housing({"engine": Offer(provider, image=BUSYBOX)}, inside)
+    async with in_process("memory", tmp_path, housing=housing) as driver:
+        script = ECHO % 'echo x >> seen; wc -l < seen; echo "$AGENTFS_TOKEN"'
+        agent, tokens = await made(driver, script, {"limits": {"max_memory_mb": 64}}), set[str]()
+        for number in ("1", "2"):
+            count, token = (await said(agent, "go", f"m{number}"))["payload"].split()
+            assert count == number
+            tokens.add(token)
+        assert len(tokens) == 2 and len(docker_engine.docker("ps", "-q").stdout.split()) == 1
+        await put(agent, b"hibernate\n", "ctl")
+        await followed(agent, "logs/trace", lambda r: r["type"] == "container" and r["state"] == "complete")
+    assert list(await provider.found()) == [] and docker_engine.docker("ps", "-aq").stdout == ""
+    await provider.aclose()

@@ -147,4 +147,4 @@ class _Streams(DictService):
 
 async def test_a_watch_that_is_ended_says_why() -> None:
     tools = Tools(_Streams(), ManualClock())
-    await fails(errno.EACCES, tools.use("watch", '{"path": "logs/trace"}'))
+    await fails(errno.EACCES, tools.use("watch", '{"path": "logs/trace"}', ""))

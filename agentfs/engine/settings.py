@@ -16,7 +16,7 @@ from agentfs.containers import documents
 from agentfs.containers.documents import Request, Wanted
 from agentfs.errors import detail_of, error
 
-Tool = Literal["list", "read", "write", "call", "watch"]
+Tool = Literal["list", "read", "write", "call", "watch", "run"]
 TOOLS: Final[tuple[Tool, ...]] = get_args(Tool)
 
 
@@ -57,7 +57,8 @@ class LlmProgram(_Strict, frozen=True, kw_only=True, tag_field="kind", tag="llm"
     """A prompt: a model of ``compute/`` answers each message, with the agent's own namespace as its tools.
 
     ``max_steps``: model calls for one message; ``max_cost_usd``: micro-USD that all jobs for one message may cost, on
-    top of what the mount limits. ``context_tokens``: what fits into one request. ``tools``: which it has; null is all.
+    top of what the mount limits. ``context_tokens``: what fits into one request. ``tools``: which it has; null is all,
+    and ``run`` is one where ``containers`` is mounted.
     """
 
     prompt: str

@@ -103,8 +103,8 @@ class Warm:
         name, spec = await self._planned(agent, request)
         self._timers.cancel(("warm", agent))
         kept = self._kept.get(agent)
-        if kept is not None and kept.name == name and kept.spec == replace(spec, id=kept.spec.id):
-            kept.is_busy = True
+        if kept is not None and kept.name == name and _is_same(kept.spec, spec):
+            kept.is_busy, kept.spec = True, replace(spec, id=kept.spec.id)
             return kept
         if kept is not None:
             del self._kept[agent]
@@ -169,3 +169,8 @@ class Warm:
             log.warning("sandbox %s: %s; it is reaped later", kept.spec.id, exc)
         self._sandboxes.held.discard(kept.spec.id)
         self._core.trace(agent, "container", id=kept.spec.id, state="complete", provider=kept.name)
+
+
+def _is_same(kept: Spec, spec: Spec) -> bool:
+    """Whether *kept* will do for *spec*; the environment is each command's own, and has a new token every time."""
+    return replace(kept, id=spec.id, env=spec.env) == spec

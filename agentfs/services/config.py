@@ -1,8 +1,9 @@
 """config: how an agent runs. The operator writes it, the agent reads it.
 
-``config`` (RW) is one JSON object: program ({"kind":"exec","argv":[...],"env":{}} or {"kind":"inline",
-"ref":"module:Class"}), retry {attempts base_ms factor max_ms}, overflow {policy max_depth dead_letter_max},
-tick_timeout_ms, quarantine_after, autonomy (supervised, semi_autonomous or autonomous: what is granted, see ns).
+``config`` (RW) is one JSON object: program ({"kind":"exec","argv":[...],"env":{},
+"sandbox":null or {provider image limits workdir}} or {"kind":"inline", "ref":"module:Class"}), retry {attempts base_ms
+factor max_ms}, overflow {policy max_depth dead_letter_max}, tick_timeout_ms, quarantine_after, autonomy (supervised,
+semi_autonomous or autonomous: what is granted, see ns).
 Writing replaces it whole; a new program takes effect after the running tick. An unknown field is EINVAL.
 """
 

@@ -7,6 +7,7 @@ model call and each use of a tool is journalled under the message's id, so that 
 from __future__ import annotations
 
 import errno
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -16,10 +17,11 @@ from agentfs.checked import Checked
 from agentfs.engine.context import AgentContext
 from agentfs.engine.journal import UNKNOWN_OUTCOME, hash_of
 from agentfs.engine.money import Done
-from agentfs.engine.settings import LlmProgram
+from agentfs.engine.settings import TOOLS, LlmProgram
 from agentfs.errors import detail_of, row_of
 from agentfs.fault import point
 from agentfs.ports import Clock
+from agentfs.providers.programs.errand import has_sandboxes
 from agentfs.providers.programs.talk import Exchange, Message, cut, fitted, repeated, stored
 from agentfs.providers.programs.tools import REPEATABLE, Tools, described, parsed
 from agentfs.types import Mode, Path
@@ -96,6 +98,7 @@ class Turn:
     name: str
     past: list[Exchange]
     said: Exchange
+    names: Sequence[str]
     tally: Tally = field(default_factory=Tally)
 
     @classmethod
@@ -105,8 +108,9 @@ class Turn:
         tail = await _tail(files, Path(f"memory/conversations/{name}"), program.context_tokens * _TAIL)
         payload = ctx.trigger.payload
         text = payload if isinstance(payload, str) else msgspec.json.encode(payload).decode()
-        tools = Tools(files, clock, program.context_tokens)
-        return cls(program, ctx, files, tools, name, stored(tail), [{"role": "user", "content": text}])
+        tools, wanted = Tools(files, clock, program.context_tokens), TOOLS if program.tools is None else program.tools
+        names = [tool for tool in wanted if tool != "run" or await has_sandboxes(files)]
+        return cls(program, ctx, files, tools, name, stored(tail), [{"role": "user", "content": text}], names)
 
     @property
     def key(self) -> str:
@@ -140,7 +144,7 @@ class Turn:
     # -- asking ----------------------------------------------------------------------------------------------------
 
     def _request(self, key: str) -> dict[str, Any]:
-        program, tools = self.program, described(self.program.tools)
+        program, tools = self.program, described(self.names)
         system = {"role": "system", "content": program.prompt + (_FILES if tools else "")}
         given: dict[str, Any] = {"messages": fitted(system, self.past, self.said, program.context_tokens)}
         given |= {"tools": tools} if tools else {}
@@ -192,7 +196,7 @@ class Turn:
         self.ctx.note("tool_start", **about)
 
         async def act(full: str) -> Done:
-            return Done(await self._acted(number, name, arguments), 0)
+            return Done(await self._acted(number, name, arguments, hash_of(full)), 0)
 
         try:
             found = await self.ctx.step(key, [name, arguments], act, is_repeatable=name in REPEATABLE)
@@ -204,14 +208,13 @@ class Turn:
         self.ctx.note("tool_done", **about, errno=found.get("errno"), size=len(found["text"].encode()))
         return {"role": "tool", "tool_call_id": call["id"], "content": found["text"]}
 
-    async def _acted(self, number: int, name: str, arguments: str) -> dict[str, str]:
-        tools = self.program.tools
+    async def _acted(self, number: int, name: str, arguments: str, key: str) -> dict[str, str]:
         if number > CALLS_MAX:
             return {"errno": "EMFILE", "text": f"EMFILE: more than {CALLS_MAX} calls in one answer"}
-        if tools is not None and name not in tools:
+        if name not in self.names and (name in TOOLS or self.program.tools is not None):
             return {"errno": "EACCES", "text": f"EACCES: no tool {name[:40]!r} here"}
         try:
-            return {"text": await self.tools.use(name, arguments)}
+            return {"text": await self.tools.use(name, arguments, key)}
         except OSError as exc:
             return {"errno": row_of(exc).name, "text": _told(exc)}
 

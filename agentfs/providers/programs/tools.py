@@ -1,4 +1,4 @@
-"""What a model may do with an agent's namespace: list, read, write, call and watch files, each with a bounded result.
+"""What a model may do with an agent's namespace: list, read, write, call, watch and run, each with a bounded result.
 
 It checks what a model wrote; what is allowed is the namespace's business.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from typing import Any, ClassVar, Final, TypeAlias
 
 import anyio
 import msgspec
@@ -15,13 +15,14 @@ import msgspec
 from agentfs.engine.settings import TOOLS
 from agentfs.errors import error, only
 from agentfs.ports import Clock
+from agentfs.providers.programs.errand import RUN_MS, Errand
 from agentfs.service import FileHandle, FileService
 from agentfs.types import Kind, Mode, Path, Record, clean
 
 RESULT_MAX: Final = 16 << 10  # bytes of one result
 WATCH_MAX_MS: Final = 30_000
-REPEATABLE: Final = frozenset({"list", "read", "watch"})
-"""Those that change nothing."""
+REPEATABLE: Final = frozenset({"list", "read", "watch", "run"})
+"""Those that change nothing, and the one whose key finds what was run before."""
 
 
 class _Arguments(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
@@ -41,8 +42,16 @@ class _Watch(_Arguments, kw_only=True):
     timeout_ms: int = 5_000
 
 
-_SHAPES: Final[Mapping[str, type[_Arguments]]] = {
-    "list": _Arguments, "read": _Read, "write": _Text, "call": _Text, "watch": _Watch,
+class _Run(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    path: ClassVar[str] = "containers/new"
+    command: str
+    stdin: str = ""
+    timeout_ms: int = RUN_MS
+
+
+_Given: TypeAlias = _Arguments | _Run
+_SHAPES: Final[Mapping[str, type[_Given]]] = {
+    "list": _Arguments, "read": _Read, "write": _Text, "call": _Text, "watch": _Watch, "run": _Run,
 }  # fmt: skip
 
 
@@ -52,8 +61,11 @@ class Tools:
     def __init__(self, files: FileService, clock: Clock, most: int = RESULT_MAX) -> None:
         self._files, self._clock, self._most = files, clock, min(most, RESULT_MAX)
 
-    async def use(self, name: str, arguments: str) -> str:
-        """What the tool *name* gives for *arguments*, a JSON object. EINVAL for those; what the file says."""
+    async def use(self, name: str, arguments: str, key: str) -> str:
+        """What the tool *name* gives for *arguments*, a JSON object. EINVAL for those; what the file says.
+
+        *key* is this use's own, and in a retry the same.
+        """
         given, path = parsed(name, arguments)
         match given:
             case _Read():
@@ -62,6 +74,8 @@ class Tools:
                 return await (self._write(path, given.text) if name == "write" else self._call(path, given.text))
             case _Watch():
                 return await self._watch(path, given.timeout_ms)
+            case _Run():
+                return await Errand(given.command, given.stdin, given.timeout_ms, key).run(self._files, self._most)
         return await self._list(path)
 
     async def _list(self, path: Path) -> str:
@@ -135,7 +149,7 @@ class Tools:
         return found
 
 
-def parsed(name: str, arguments: str) -> tuple[_Arguments, Path]:
+def parsed(name: str, arguments: str) -> tuple[_Given, Path]:
     """What a model wrote for the tool *name*, and the path in it. EINVAL naming the field."""
     if name not in _SHAPES:
         raise error(errno.EINVAL, detail=f"no tool {name[:40]!r}")
@@ -184,15 +198,22 @@ _ABOUT: Final[Mapping[str, tuple[str, Mapping[str, Any]]]] = {
     ),
     "call": ("Write a request to a file of kind call and read its answer.", {"text": {"type": "string"}}),
     "watch": ("Wait for the next record of a stream.", {"timeout_ms": {"type": "integer"}}),
+    "run": (
+        "Run a line of shell in a sandbox: its exit code, stdout and stderr. It begins in an empty directory, and no "
+        "other run sees what it leaves there; where $AGENTFS_ROOT is set, that is your tree of files.",
+        {"command": {"type": "string"}, "stdin": {"type": "string"}, "timeout_ms": {"type": "integer"}},
+    ),
 }
+_NEEDED: Final = ("path", "text", "command")
 
 
-def described(names: Sequence[str] | None) -> list[dict[str, Any]]:
-    """The tools called *names* (None: all), as a chat request names them."""
-    return [_function(name, *_ABOUT[name]) for name in TOOLS if names is None or name in names]
+def described(names: Sequence[str]) -> list[dict[str, Any]]:
+    """The tools called *names*, as a chat request names them."""
+    return [_function(name, *_ABOUT[name]) for name in TOOLS if name in names]
 
 
 def _function(name: str, about: str, more: Mapping[str, Any]) -> dict[str, Any]:
-    needed = ["path", *(field for field in more if field == "text")]
-    parameters = {"type": "object", "properties": {"path": _PATH, **more}, "required": needed}
+    fields = more if name == "run" else {"path": _PATH, **more}
+    needed = [field for field in fields if field in _NEEDED]
+    parameters = {"type": "object", "properties": fields, "required": needed}
     return {"type": "function", "function": {"name": name, "description": about, "parameters": parameters}}
