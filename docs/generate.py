@@ -33,7 +33,7 @@ from agentfs.providers.store.memory import MemoryStore
 from agentfs.services.agents import Register
 from agentfs.services.runtime import runtime
 from agentfs.spaces import Mounts, Room
-from agentfs.tree import Call, Ctl, Data, Dir, Entry, Errors, File, Info, Node, Queue, Stream, Tree
+from agentfs.tree import Call, Ctl, Data, Dir, Entry, Errors, File, Graft, Info, Node, Queue, Stream, Tree
 
 HERE = Path(__file__).parent / "reference"
 WHO = {True: "operator", False: "agent, operator"}
@@ -65,6 +65,9 @@ def code(text: object) -> str:
 
 def files(node: Node, top: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Path, kind, who may write, and verbs of every file below *node*."""
+    if isinstance(node, Graft):
+        yield code(f"{top}/"), "tree", WHO[False], ""
+        return
     if not isinstance(node, Dir):
         writer = WHO[node.operator] if node.is_writable else ""
         yield code(top), node.kind.value, writer, verbs(node) if isinstance(node, Ctl) else ""
@@ -106,7 +109,7 @@ def _no_program(*_: object) -> Any:
 def services_page() -> str:
     """The man page of every service."""
     tables, out = service_tables(), ["# Services\n\nThe files of an agent, then those of the runtime.\n"]
-    names = [m.name for m in pkgutil.iter_modules(services.__path__)]
+    names = [m.name for m in pkgutil.iter_modules(services.__path__) if m.name in tables]
     for name in sorted(names, key=lambda n: (n in ("agents", "runtime"), n)):
         text = prose(importlib.import_module(f"agentfs.services.{name}").__doc__).partition(": ")[2]
         out.append(f"## {name}\n\n{text[:1].upper()}{text[1:]}\n")

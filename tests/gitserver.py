@@ -113,7 +113,8 @@ def repository(top: Path) -> dict[str, str]:
     (work / "lib" / "deep").mkdir(parents=True)
     (work / "hooks").mkdir()
     for name, text in (
-        ("which", "first\n"), ("lib/a", "a\n"), ("lib/deep/b", "b\n"), ("hooks/post-checkout", "#!/bin/sh\ntouch /tmp/x\n"),
+        ("which", "first\n"), ("lib/a", "a\n"), ("lib/deep/b", "b\n"),
+        ("hooks/post-checkout", "#!/bin/sh\ntouch /tmp/x\n"),
         (".gitattributes", "*.bin filter=lfs\n"), ("big.bin", "version https://git-lfs.github.com/spec/v1\n"),
         (".gitmodules", '[submodule "sub"]\n\tpath = sub\n\turl = ../none.git\n'),
     ):  # fmt: skip
