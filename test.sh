@@ -18,6 +18,7 @@ tools() {
   need umount mount
   need dbus-run-session dbus
   need gnome-keyring-daemon gnome-keyring
+  need git git
   need bwrap bubblewrap
   need dockerd docker.io
   need busybox busybox-static

@@ -66,7 +66,7 @@ def code(text: object) -> str:
 def files(node: Node, top: str = "") -> Iterator[tuple[str, str, str, str]]:
     """Path, kind, who may write, and verbs of every file below *node*."""
     if isinstance(node, Graft):
-        yield code(f"{top}/"), "tree", "", ""
+        yield code(f"{top}/"), "tree", WHO[False], ""
         return
     if not isinstance(node, Dir):
         writer = WHO[node.operator] if node.is_writable else ""

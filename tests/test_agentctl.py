@@ -159,7 +159,8 @@ def test_watch_resumes_behind_the_last_record(
 ) -> None:
     pauses: list[float] = []
     monkeypatch.setattr(
-        "agentctl.command.Client", lambda url, token, trust: Client(url, token, trust=trust, sleep=pauses.append)
+        "agentctl.command.Client",
+        lambda url, token, trust, socket="": Client(url, token, trust=trust, sleep=pauses.append),
     )
     first = sse("e-1", '{"n":1}') + sse("e-2", '{"n":2}')
     # Dropped in the middle of a record: what was cut off comes again, once.

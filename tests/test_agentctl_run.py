@@ -9,13 +9,13 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+from agentctl_kit import served  # noqa: F401
+from fake_http_face import END, Face, sse
 
 from agentctl.cli import run
 from conformance.drivers import Runtime
@@ -149,70 +149,38 @@ def test_whoever_stops_it_the_command_fails(runtime: Runtime) -> None:
         assert child.wait(30) == 1 and child.stderr.read() == b"agentctl: ECANCELED: stopped\n"
 
 
-def test_output_that_was_lost_is_told(runtime: Runtime) -> None:
-    script = "head -c 60000000 /dev/zero; echo done >&2"
-    with subprocess.Popen(
-        argv(runtime, "run", "demo", "--", "sh", "-c", script), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    ) as child:
-        assert child.stdout is not None and child.stderr is not None
-        while about(runtime)["status"] != "complete":  # nobody takes what came
-            pass
-        size = len(child.stdout.read())
-        assert size < 60_000_000 and child.wait(30) == 1
-        assert b"agentctl: some of the output was lost" in child.stderr.read()
+@pytest.mark.parametrize("is_lost", [False, True])
+def test_a_connection_that_broke_is_resumed_and_lost_output_is_told(
+    face: Face, capsysbinary: pytest.CaptureFixture[bytes], *, is_lost: bool
+) -> None:
+    top = f"{SESSIONS}/s1"
+    made = {"session_id": "s1", "output_path": "containers/sessions/s1/output"}
+    face.answers["agents/demo/containers/new"] = json.dumps(
+        made | {"result_path": "containers/sessions/s1/result"}
+    ).encode()
+    face.files[f"{top}/result"] = b'{"exit_code":0,"errno":null,"error":null}'
+    one = sse("e-1", '{"seq":1,"stream":"stdout","data":"one "}')
+    gap = sse("e-2", '{"type":"gap","from":"e-1","to":"e-3","reason":"lagged"}')
+    two = sse("e-2", '{"seq":2,"stream":"stderr","base64":"/w=="}')
+    rest = [
+        sse("e-3", '{"seq":3,"stream":"stdout","data":"two"}'),
+        sse("e-4", '{"seq":4,"stream":"stdout","done":true}'),
+    ]
+    face.streams[f"{top}/output"] = [[one, b"id: e-2\ndata: {"], [gap if is_lost else two, *rest, END]]
+    assert run(["run", "demo", "--", "x"]) == (1 if is_lost else 0)
+    out, err = capsysbinary.readouterr()
+    said = err.splitlines(keepends=True)
+    assert out == b"one two" and said[0].startswith(b"agentctl: reconnecting: ")
+    lost = b"agentctl: some of the output was lost: it came faster than it was taken\n"
+    assert said[1:] == [lost if is_lost else b"\xff"]
+    assert [seen.headers.get("Last-Event-ID") for seen in face.did("GET", f"{top}/output")] == [None, "e-1"]
 
 
-class _Breaking(BaseHTTPRequestHandler):
-    """Passes requests on; each answer that is a stream of events is cut off behind its first kilobytes."""
-
-    protocol_version = "HTTP/1.0"
-    to = ""
-    cuts = 0
-
-    def log_message(self, format: str, *args: object) -> None:
-        pass
-
-    def _pass(self) -> None:
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
-        words = ["curl", "-sNi", "--raw", "-X", self.command, "--data-binary", "@-", f"{self.to}{self.path}"]
-        for name in ("Authorization", "Last-Event-ID", "Accept"):
-            words += ["-H", f"{name}: {self.headers.get(name, '')}"]
-        with subprocess.Popen([*words, "--http1.0"], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as child:
-            assert child.stdin is not None and child.stdout is not None
-            child.stdin.write(body)
-            child.stdin.close()
-            is_cut = b"text/event-stream" in (head := self._head(child.stdout.fileno()))
-            self.wfile.write(head)
-            left = 3000 if is_cut else 1 << 30
-            while left > 0 and (piece := os.read(child.stdout.fileno(), min(left, 1000))):
-                self.wfile.write(piece)
-                left -= len(piece)
-            type(self).cuts += left <= 0
-            child.kill()
-
-    @staticmethod
-    def _head(descriptor: int) -> bytes:
-        head = b""
-        while not head.endswith(b"\r\n\r\n"):
-            head += os.read(descriptor, 1)
-        return head
-
-    do_GET = do_POST = _pass
-
-
-def test_a_lost_connection_is_resumed(runtime: Runtime) -> None:
-    _Breaking.to, _Breaking.cuts = runtime.url, 0
-    with ThreadingHTTPServer(("127.0.0.1", 0), _Breaking) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        words = argv(
-            runtime, "run", "demo", "--", "sh", "-c", "seq 30 | while read n; do echo $n $(seq 150); done; exit 4"
-        )
-        words[words.index(runtime.url)] = f"http://127.0.0.1:{server.server_address[1]}"
-        done = subprocess.run(words, capture_output=True, timeout=60, check=False)
-        server.shutdown()
-    assert done.returncode == 4 and _Breaking.cuts > 1
-    assert [line.split()[0] for line in done.stdout.splitlines()] == [b"%d" % n for n in range(1, 31)]
-    assert set(done.stderr.splitlines()) == {b"agentctl: reconnecting: " + done.stderr.splitlines()[0][24:]}
+def test_a_session_that_may_go_on_is_told(face: Face, capsysbinary: pytest.CaptureFixture[bytes]) -> None:
+    face.answers["agents/demo/containers/new"] = b'{"session_id":"s1","output_path":"o","result_path":"r"}'
+    assert run(["run", "demo", "--", "x"]) == 6
+    assert capsysbinary.readouterr().err.splitlines()[0] == f"agentctl: it may go on: {SESSIONS}/s1".encode()
+    assert not face.did("POST", f"{SESSIONS}/s1/ctl")
 
 
 def test_a_session_that_stays(runtime: Runtime, kept: str) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import fake_openai
 import pytest
+from dockerkit import Engine
 from docshell import Shell, plain, steps
 from fake_openai import Said
 
@@ -37,6 +38,7 @@ NOT_RUN = {
 }
 
 MODELS_AT = "127.0.0.1:11434"  # where pages say that a server of models listens: a stand-in, as they say too
+DOCKER_AT = "/var/run/docker.sock"  # and a container engine: one of this test's own
 SCRIPTS: dict[str, Sequence[Said]] = {
     "make-an-agent-from-a-prompt": [
         [("list", {"path": "kv"})], [("write", {"path": "kv/list", "text": "bread\n"})], "Bread is on your list.",
@@ -85,7 +87,7 @@ class Desk:
             "PYTHONPATH": f"{self.top}{os.pathsep}{TOP}",
         }
         self.shell, self._stack = Shell(self.top, self.env), ExitStack()
-        self._models = MODELS_AT
+        self._models, self._socket = MODELS_AT, DOCKER_AT
 
     def follow(self, page: Path) -> None:
         """Do what *page* says, on a runtime that it starts itself or finds running."""
@@ -94,6 +96,12 @@ class Desk:
             models = self._stack.enter_context(fake_openai.in_thread())
             models.script.extend(SCRIPTS.get(page.stem, ()))
             self._models = models.url.removeprefix("http://").removesuffix("/v1")
+        if DOCKER_AT in page.read_text():
+            engine = Engine()
+            self._stack.callback(engine.remove)
+            engine.start()
+            self._socket = str(engine.socket)
+            assert self.shell.run(f"export DOCKER_HOST={engine.address}", None) is None
         if not any("./mount.sh" in step.text for step in todo):
             assert self.shell.run("./mount.sh", "...") is None
         for step in todo:
@@ -105,7 +113,7 @@ class Desk:
                 self._try(page, step.line, step.text, step.output)
 
     def _try(self, page: Path, line: int, command: str, output: str | None) -> None:
-        command = command.replace(MODELS_AT, self._models)
+        command = command.replace(MODELS_AT, self._models).replace(DOCKER_AT, self._socket)
         printed = self.shell.run(re.sub(r"(localhost|127\.0\.0\.1):8080", rf"\1:{self.port}", command), output)
         if printed is not None:
             pytest.fail(f"{page.relative_to(TOP)}:{line}: $ {command}printed\n{plain(printed)}\ninstead of\n{output}")
@@ -113,11 +121,11 @@ class Desk:
     def clear(self) -> None:
         """End everything that was started here, whatever state it is in."""
         self.shell.close()
-        self._stack.close()
         command = [sys.executable, "-m", "agentfs.cli", "umount"]
         subprocess.run(command, env=self.env, cwd=self.top, timeout=60, check=False, capture_output=True)
         if mounts.entry(self.place) is not None:
             subprocess.run(["umount", "-l", self.place], timeout=30, check=True)
+        self._stack.close()
         assert process.holder(self.state.lock) is None
 
 

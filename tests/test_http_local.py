@@ -36,3 +36,19 @@ async def test_the_socket_serves_what_the_address_serves(tmp_path: Path, *, is_s
                 assert (one.status_code, one.content) == (other.status_code, other.content)
             assert (await near.get("/fs/")).status_code == 401
         stop.set()
+
+
+async def test_its_path_may_be_long(tmp_path: Path) -> None:
+    at = tmp_path / ("d" * 200) / "http.sock"
+    at.parent.mkdir()
+    asgi = app(tree(World(), LIMITS), TOKENS.get, LIMITS, hosts=[], ready=lambda: None, note=lambda *_: None)
+    stop = trio.Event()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(
+            lambda task_status: serve(asgi, "127.0.0.1:0", shutdown=stop.wait, local=at, task_status=task_status)
+        )
+        near = tmp_path / "near.sock"
+        near.symlink_to(at)
+        async with httpx.AsyncClient(transport=httpx.AsyncHTTPTransport(uds=str(near))) as client:
+            assert (await client.get("http://localhost/fs/")).status_code == 401
+        stop.set()

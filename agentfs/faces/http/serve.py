@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import ssl
 from collections.abc import Awaitable, Callable
@@ -68,7 +69,11 @@ def _local(path: Path) -> trio.SocketListener:
     """A listener at *path*, in the place of what a runtime that died left there."""
     path.unlink(missing_ok=True)
     bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    bound.bind(str(path))
+    top = os.open(path.parent, os.O_PATH | os.O_DIRECTORY)
+    try:
+        bound.bind(f"/proc/self/fd/{top}/{path.name}")  # the path itself may be longer than such an address may be
+    finally:
+        os.close(top)
     path.chmod(0o666)  # who may come this far is said by the directory, and who may do what by the token
     bound.listen(128)
     return trio.SocketListener(trio.socket.from_stdlib_socket(bound))

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Final
 
 import anyio
+import anyio.to_thread
 
 from agentfs.containers.documents import Limits, Repo
 from agentfs.errors import error
@@ -21,7 +22,7 @@ from agentfs.providers.containers.reach import Reach
 from agentfs.providers.containers.rootfs import PATH
 from agentfs.providers.containers.workdir import MIB, Owner, Workdir
 
-_WORDS_MAX: Final = 2000
+_WORDS_MAX: Final = 65_536  # far more than is told: what is cut could be half of a secret
 _SCRIPT: Final = """set -e
 umask 022; ulimit -f "$5"; cd "$1"
 git init -q .
@@ -72,8 +73,8 @@ async def clone(workdir: Workdir, owner: Owner, repo: Repo, secret: str, limits:
         finally:
             if git.returncode is None:
                 _kill(git.pid)
-    if is_over:
-        raise error(errno.EFBIG, detail=f"repo: over limits.max_disk_mb ({limits.max_disk_mb})")
+    if is_over or _is_cut(git.returncode, said) or await anyio.to_thread.run_sync(workdir.is_over, limits):
+        raise error(errno.EFBIG, detail=f"repo: over limits.max_disk_mb ({limits.max_disk_mb}) or limits.max_files")
     if git.returncode == 66:
         raise error(errno.ENOENT, detail=f"repo.subdir: no directory {repo.subdir!r} in it")
     if git.returncode:
@@ -83,8 +84,7 @@ async def clone(workdir: Workdir, owner: Owner, repo: Repo, secret: str, limits:
 def _environment(secret: str) -> Mapping[str, str]:
     config = dict(_CONFIG)
     if secret:
-        pair = secret if ":" in secret else f"x-access-token:{secret}"
-        config["http.extraHeader"] = f"Authorization: Basic {base64.b64encode(pair.encode()).decode()}"
+        config["http.extraHeader"] = f"Authorization: Basic {_basic(secret)}"
         config["http.followRedirects"] = "false"  # else wherever it is sent to learns the secret
     pairs = {f"GIT_CONFIG_{part}_{n}": word for n, pair in enumerate(config.items()) for part, word in
              zip(("KEY", "VALUE"), pair, strict=True)}  # fmt: skip
@@ -105,8 +105,20 @@ async def _said(git: anyio.abc.Process) -> str:
     return said.decode(errors="replace")
 
 
+def _basic(secret: str) -> str:
+    pair = secret if ":" in secret else f"x-access-token:{secret}"
+    return base64.b64encode(pair.encode()).decode()
+
+
+def _is_cut(code: int | None, said: str) -> bool:
+    """Whether git, or a part of it, wrote a file that is larger than all may be together."""
+    return code == 128 + signal.SIGXFSZ or f"signal {signal.SIGXFSZ:d}" in said or os.strerror(errno.EFBIG) in said
+
+
 def _cleaned(said: str, secret: str) -> str:
-    for word in (secret, secret.partition(":")[2]):
+    """*said* without the secret, in any form in which a server could tell it back."""
+    basic = _basic(secret) if secret else ""
+    for word in (basic, basic.rstrip("="), secret, secret.partition(":")[2]):
         said = said.replace(word, "[secret]") if word else said
     return " ".join(said.split())[:500] or "git failed"
 
