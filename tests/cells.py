@@ -16,7 +16,10 @@ from agentfs.service import FileService
 
 
 class Cells:
-    """``wait`` never ends, ``exit N`` ends so, anything else says itself. ``there``: its sandboxes; all ended: False."""
+    """``wait`` never ends, ``exit N`` ends so, ``bug`` raises, anything else says itself.
+
+    ``there``: its sandboxes, and whether anything may run in them.
+    """
 
     capabilities = frozenset({"memory", "network"})
 
@@ -79,6 +82,8 @@ class Cells:
         return DictService()
 
     async def used(self, id: str) -> Used:
+        if id not in self.there:
+            raise error(errno.ENOENT, detail="no sandbox")
         return Used(cpu_ms=1)
 
     async def aclose(self) -> None:

@@ -44,7 +44,9 @@ async def opened(engine: Engine, *, per_day_usd: int = 1_000_000, is_new: bool =
 
 async def submit(engine: Engine, request: dict[str, Any], key: str = "") -> SandboxRow:
     account = engine.money.account(await engine.row("a"), CONTAINERS, OPERATOR, Path(CONTAINERS))
-    order = Order("a", parse(msgspec.json.encode(request)), account, key or engine.core.new_id(), Path("containers/new"))
+    order = Order(
+        "a", parse(msgspec.json.encode(request)), account, key or engine.core.new_id(), Path("containers/new")
+    )
     return (await engine.sandboxes.submit(order))[0]
 
 
@@ -113,7 +115,9 @@ async def test_an_exec_has_a_time_limit_and_can_be_cancelled(store: Store, clock
         clock.advance(6)
         late = await exec_over(engine, session.id, late.id)
         assert (late.state, late.error) == ("failed", "ETIMEDOUT")
-        assert (await lines(engine, "a", log_of(session.id, late.id)))[-1]["error"] == "timed out: no end within 5000 ms"
+        assert (await lines(engine, "a", log_of(session.id, late.id)))[-1][
+            "error"
+        ] == "timed out: no end within 5000 ms"
         bad, _ = await engine.commands.submit("a", session.id, Exec(command="exit 3"), "")
         bad = await exec_over(engine, session.id, bad.id)
         assert bad.state == "complete" and msgspec.json.decode(bad.result)["exit_code"] == 3
@@ -162,6 +166,24 @@ async def test_an_engine_that_hangs_holds_up_no_timer(store: Store, clock: Manua
         await trio.testing.wait_all_tasks_blocked(0.01)
         clock.advance(40)
         assert (await over(engine, session.id)).state == "expired"
+
+
+@pytest.mark.parametrize("how", ["exec", "time"])
+async def test_a_sandbox_that_was_taken_away_ends_its_session(store: Store, clock: ManualClock, how: str) -> None:
+    cells = Cells()
+    async with running(store, clock, housing=offered(cells=cells)) as engine:
+        await opened(engine)
+        session, other = await up(engine), await up(engine)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+        del cells.there[session.id]
+        if how == "exec":
+            asked, _ = await engine.commands.submit("a", session.id, Exec(command="hello"), "")
+            assert (await exec_over(engine, session.id, asked.id)).state == "failed"
+        else:
+            clock.advance(61)
+        row = await over(engine, session.id)
+        assert (row.state, row.error, row.reason) == ("failed", "EREMOTEIO", "its sandbox was taken away")
+        assert (await engine.sandboxes.row("a", other.id)).state == RUNNING
 
 
 async def test_others_wait_for_a_place(store: Store, clock: ManualClock) -> None:
@@ -237,7 +259,10 @@ async def test_a_restart_tells_the_truth(store: Store, clock: ManualClock) -> No
     cells = Cells()
     async with running(store, clock, housing=Housing({"cells": Offer(cells, 3_600_000)})) as engine:
         await opened(engine)
-        stays, cut = await up(engine, limits={"max_time_secs": 100}), await up(engine, "wait", limits={"max_time_secs": 9})
+        stays, cut = (
+            await up(engine, limits={"max_time_secs": 100}),
+            await up(engine, "wait", limits={"max_time_secs": 9}),
+        )
         own = await up(engine, "setup", kind="interactive", limits={"max_time_secs": 100})
         waits, _ = await engine.commands.submit("a", stays.id, Exec(command="wait"), "")
         await gone(engine, lambda: cells.ran.count("wait") == 2 and "setup" in cells.ran)
@@ -267,7 +292,7 @@ async def test_a_sandbox_that_is_gone_ends_its_session_at_a_restart(store: Store
     del cells.there[session.id]
     async with running(store, clock, housing=offered(cells=cells)) as engine:
         await opened(engine, is_new=False)
-        assert (await over(engine, session.id)).error == "ENOENT"
+        assert (await over(engine, session.id)).reason == "its sandbox was taken away"
         assert (await engine.sandboxes.row("a", other.id)).state == RUNNING
     async with running(store, clock, housing=offered(other=cells)) as engine:
         await opened(engine, is_new=False)

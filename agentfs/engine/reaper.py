@@ -10,7 +10,7 @@ from anyio.abc import TaskGroup
 
 from agentfs.containers.port import Offer
 from agentfs.engine.core import Core
-from agentfs.engine.session import LIVE, log_of
+from agentfs.engine.session import LIVE, Session, log_of
 from agentfs.engine.timers import Timers
 from agentfs.ports import Delete, DropLogs, Expect
 from agentfs.rows import ExecRow, SandboxRow
@@ -20,13 +20,13 @@ _EVERY_NS: Final = 60_000_000_000
 
 
 class Reaper:
-    """Over the providers *offers*; *running* has the agent and id of every session that runs now.
+    """Over the providers *offers*; *running* has every session that runs now by agent and id.
 
     *held*: ids of sandboxes that are no session's and have somebody who removes them.
     """
 
     def __init__(
-        self, core: Core, timers: Timers, offers: Mapping[str, Offer], running: Container[tuple[str, str]],
+        self, core: Core, timers: Timers, offers: Mapping[str, Offer], running: Mapping[tuple[str, str], Session],
         held: Container[str],
     ) -> None:  # fmt: skip
         self._held = held
@@ -46,6 +46,8 @@ class Reaper:
                 await self._reap_at(name, rows)
             except OSError as exc:
                 log.info("%s: %s", name, exc)
+        for session in list(self._running.values()):
+            await session.look()
         self._at("sandboxes-reap", self._core.clock.now_ns() + _EVERY_NS, self.reap)
 
     def _at(self, key: str, at_ns: int, action: Callable[[], Awaitable[None]]) -> None:

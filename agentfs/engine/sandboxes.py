@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import logging
-import math
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -16,6 +15,7 @@ import msgspec
 from anyio.abc import TaskGroup
 
 from agentfs.containers import policy as policies
+from agentfs.containers import terms
 from agentfs.containers.documents import Limits, Request
 from agentfs.containers.policy import Policy
 from agentfs.containers.port import Inside, Offer, Spec
@@ -39,7 +39,6 @@ from agentfs.types import Path
 log = logging.getLogger(__name__)
 POLICY = "containers-policy"
 _GRACE_NS = 60_000_000_000  # behind a session's own time limit, the journal counts it as lost
-_HOUR_NS = 3_600_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,7 @@ class Sandboxes:
         name = self._choice(request, rules, limits)
         rules.check(request, self._image(request, rules, name))
         price = self.offers[name].usd_per_hour
-        intent = self._intent(order, _reserved(request, rules, price, limits), limits)
+        intent = self._intent(order, terms.reserved(request, rules, price, limits), limits)
         old, known = await self._known(order.agent, intent)
         if known is None and self._running(agent) >= rules.max_sessions:
             raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
@@ -111,7 +110,7 @@ class Sandboxes:
         row = SandboxRow(
             agent=agent, id=intent.id, request=stored, state=PROVISIONING, provider=name,
             source=order.account.principal.source, at_ns=self._core.clock.now_ns(), reserved_usd=intent.max_cost_usd,
-            usd_per_hour=price, until_ns=self._core.clock.now_ns() + _time_ns(request, limits),
+            usd_per_hour=price, until_ns=self._core.clock.now_ns() + terms.time_ns(request, limits),
             version=old.version + 1 if old else 1,
         )  # fmt: skip
         room = AtMost(SandboxRow, (agent,), self._core.limits.sandboxes, errno.ENOSPC)
@@ -134,7 +133,7 @@ class Sandboxes:
         return Intent(
             agent=order.agent, provider=CONTAINERS, key=order.key, hash=hash_of(msgspec.to_builtins(order.request)),
             max_cost_usd=reserved, charges=charges, source=order.account.principal.source,
-            deadline_ns=self._core.clock.now_ns() + _time_ns(order.request, limits) + _GRACE_NS,
+            deadline_ns=self._core.clock.now_ns() + terms.time_ns(order.request, limits) + _GRACE_NS,
             envelope=ticks[0] if ticks else "",
         )  # fmt: skip
 
@@ -214,18 +213,20 @@ class Sandboxes:
         try:
             if row.provider not in self.offers:
                 raise error(errno.ENOTCONN, detail=f"there is no provider {row.provider} any more")
-            if row.state == RUNNING and request.kind != "interactive":
-                raise error(errno.EREMOTEIO, detail=UNKNOWN_OUTCOME)
-            self._start(row, await self._spec(row))
+            if row.state != RUNNING or request.kind == "interactive":
+                self._start(row, await self._spec(row))
+                return
+            end = End(FAILED, errno.EREMOTEIO, UNKNOWN_OUTCOME)
         except OSError as exc:
-            await self._ended(row)
-            await self.end(row, failed(exc), [])
-            self._money.journal.live.discard((row.agent, row.id))
+            end = failed(exc)
+        await self._ended(row)
+        await self.end(row, end, [])
+        self._money.journal.live.discard((row.agent, row.id))
 
     async def _spec(self, row: SandboxRow) -> Spec:
         request, rules = msgspec.json.decode(row.request, type=Request), await self.policy(row.agent)
         inside = await self._inside(row.agent)
-        image, limits = self._image(request, rules, row.provider), _kept(request, rules)
+        image, limits = self._image(request, rules, row.provider), terms.kept(request, rules)
         return Spec(row.id, row.agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets)
 
     def _start(self, row: SandboxRow, spec: Spec) -> None:
@@ -288,7 +289,7 @@ class Sandboxes:
             error=name_of(end.errno), used=used,
             results=msgspec.json.encode(results).decode(), artifacts=msgspec.json.encode(end.artifacts).decode(),
             expires_ns=now_ns + self._core.limits.sandbox_ttl_seconds * 1_000_000_000,
-            cost_usd=0 if row.started_ns is None else _cost(row.usd_per_hour, now_ns - row.started_ns),
+            cost_usd=0 if row.started_ns is None else terms.cost(row.usd_per_hour, now_ns - row.started_ns),
         )  # fmt: skip
         told = Append(row.agent, log_of(row.id), last(done.exit_code, done.reason, status=done.state))
         entry = await self._money.journal.get(row.agent, row.id)
@@ -336,7 +337,7 @@ class Sandboxes:
         if session.row.usd_per_hour:
             raise error(errno.EDQUOT, detail="keepalive: what is reserved pays for no more time")
         limits = session.spec.limits
-        await session.change(until_ns=self._core.clock.now_ns() + _time_ns(session.request, limits))
+        await session.change(until_ns=self._core.clock.now_ns() + terms.time_ns(session.request, limits))
         self._limit(session)
 
     def close(self, agent: str) -> None:
@@ -351,7 +352,7 @@ class Sandboxes:
         if offer is None or not row.has_files:
             raise error(errno.ENOENT, detail="its files are gone")
         request = msgspec.json.decode(row.request, type=Request)
-        return offer.provider.files(row.id, _kept(request, await self.policy(row.agent)))
+        return offer.provider.files(row.id, terms.kept(request, await self.policy(row.agent)))
 
     # -- what there is ---------------------------------------------------------------------------------------------
 
@@ -370,34 +371,6 @@ class Sandboxes:
 
 def _not_there(row: SandboxRow) -> OSError:
     return error(errno.EBUSY if row.state in LIVE else errno.ESTALE, detail=f"session is {row.state}")
-
-
-def _kept(request: Request, rules: Policy) -> Limits:
-    """The limits of a session that was accepted, also where the policy has become narrower since."""
-    try:
-        return rules.limits(request)
-    except PermissionError:
-        wanted = {name: value for name, value in msgspec.to_builtins(request.limits).items() if value is not None}
-        return msgspec.convert({**msgspec.to_builtins(rules.defaults), **wanted}, Limits)
-
-
-def _time_ns(request: Request, limits: Limits) -> int:
-    most = limits.max_time_secs * 1_000_000_000
-    return most if request.timeout_ms is None else min(most, request.timeout_ms * 1_000_000)
-
-
-def _cost(usd_per_hour: int, ns: int) -> int:
-    """What *ns* cost, in micro-USD, rounded up."""
-    return math.ceil(usd_per_hour * max(0, ns) / _HOUR_NS)
-
-
-def _reserved(request: Request, rules: Policy, usd_per_hour: int, limits: Limits) -> int:
-    """What its whole time costs. EDQUOT where that is more than the request or the policy allows."""
-    whole = _cost(usd_per_hour, _time_ns(request, limits))
-    for most, name in ((request.max_cost_usd, "max_cost_usd"), (rules.max_cost_usd, "max_cost_usd of the policy")):
-        if most is not None and whole > most:
-            raise error(errno.EDQUOT, detail=f"{name}: {limits.max_time_secs} s cost {whole} micro-USD")
-    return whole
 
 
 def _shown(request: Request) -> bytes:

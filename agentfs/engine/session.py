@@ -32,6 +32,9 @@ LIMITS: Final = {"memory": errno.ENOMEM, "disk": errno.ENOSPC, "gone": errno.ERE
 """The errno of what ended a command before its time."""
 
 
+_GONE: Final = "its sandbox was taken away"
+
+
 def log_of(session: str, command: str = "") -> str:
     """The name of the record log of a session's own commands, or of one exec."""
     return f"exec-{session}-{command}" if command else f"box-{session}"
@@ -108,7 +111,10 @@ class Session:
 
     async def _live(self) -> End:
         if self.row.state == RUNNING:  # found again: its own commands are not run twice
-            await self.provider.quiet(self.spec)
+            try:
+                await self.provider.quiet(self.spec)
+            except FileNotFoundError:
+                return End(FAILED, errno.EREMOTEIO, _GONE)
             self._begun.set()
             await anyio.sleep_forever()
         await self._begin()
@@ -170,7 +176,22 @@ class Session:
                 outcome = await runner.run(Command(f"{row.session}-{row.id}", argv, env, asked.cwd, stdin))
             except OSError as exc:
                 failure = exc
+        if outcome is not None and outcome.cause == "gone":
+            self.stop(End(FAILED, errno.EREMOTEIO, _GONE))
+        elif failure is not None:
+            await self.look()
         return outcome, failure
+
+    async def look(self) -> None:
+        """End it where its sandbox is gone; nobody can tell while the engine is away."""
+        if self.row.state != RUNNING or self.request.kind != "interactive":
+            return  # it finds out by itself
+        try:
+            await self.provider.used(self.row.id)
+        except FileNotFoundError:
+            self.stop(End(FAILED, errno.EREMOTEIO, _GONE))
+        except OSError:
+            return
 
     async def used(self) -> Used:
         """What it used up to now; nothing is known of one that is gone."""
@@ -185,5 +206,5 @@ def ended(outcome: Outcome) -> End:
     if not outcome.cause:
         return End(COMPLETE, exit_code=outcome.code)
     is_gone = outcome.cause == "gone"
-    reason = "its sandbox was taken away" if is_gone else f"it ran into its limit of {outcome.cause}"
+    reason = _GONE if is_gone else f"it ran into its limit of {outcome.cause}"
     return End(FAILED, LIMITS[outcome.cause], reason, outcome.code)

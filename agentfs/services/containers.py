@@ -14,7 +14,7 @@ EOPNOTSUPP.
 ``containers/sessions/<session>/result`` (R) the ContainerResponse; before the end EAGAIN.
 ``containers/sessions/<session>/output`` (S) {stream, data | base64, done?} a line, of its own commands.
 ``containers/sessions/<session>/exec/new`` (C) {"command", "env"?, "cwd"?, "stdin"?, "timeout_ms"?, "idempotency_key"?},
-or a line of shell; answers {exec_id, and the paths}. ESTALE once the session has ended.
+or a line of shell; answers {exec_id, and the paths}; it runs once the session does. ESTALE when that has ended.
 ``containers/sessions/<session>/exec/<exec>/status`` (R), ``result`` (R), ``output`` (S), ``ctl`` (X) cancel.
 ``containers/sessions/<session>/files/`` the workdir as a tree of real files; it stays for a day behind the end.
 ``containers/sessions/<session>/usage`` (R) cpu_time_ms, peak_memory_bytes, disk_bytes, network_bytes, cost_usd.

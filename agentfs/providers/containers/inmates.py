@@ -38,6 +38,14 @@ class Inmates:
         """Whether the processes of the engine can be seen from here at all."""
         return self._id in self._group and self.pid in self._pids()
 
+    def is_over(self) -> bool:
+        """Whether its first process ends, and with it all others; the engine tells that later."""
+        try:
+            words = (_PROC / str(self.pid) / "cmdline").read_bytes()  # empty once it has begun to end
+        except OSError:
+            return True
+        return not words or self._id not in _group(self.pid)
+
     def _pids(self) -> list[int]:
         try:
             return [int(word) for word in (self._place() / "cgroup.procs").read_text().split()]

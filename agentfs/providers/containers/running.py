@@ -195,7 +195,7 @@ class Running:
         if self._kills is not None and (kills or 0) > self._kills:
             return Exit(code, "memory")
         state = await self._state()
-        if not state.get("Running"):
+        if not state.get("Running") or self._box.inmates.is_over():
             return Exit(_KILLED, "memory" if state.get("OOMKilled") else "gone")
         return Exit(code)
 
