@@ -60,7 +60,8 @@ step ruff check .
 step ruff format --check .
 step mypy --strict agentfs agentctl conformance tests
 step lint-imports
-# Two at a time, a file's tests together: each file may hold one mount, and most tests wait rather than work.
-step timeout -k 30 1080 pytest -q -n 2 --dist loadfile --basetemp="$scratch/pytest" "$@"
+# One more at a time than there are processors, for most tests wait rather than work; a file's tests together, for each
+# file may hold one mount.
+step timeout -k 30 1080 pytest -q -n "$(($(nproc) + 1))" --durations=25 --dist loadfile --basetemp="$scratch/pytest" "$@"
 step leftovers
 say "all green after $SECONDS s"

@@ -131,8 +131,11 @@ class Session:
         return end
 
     async def _begin(self) -> None:
-        await self.provider.remove(self.row.id)  # what a start before this one may have left
-        await self.provider.make(self.spec)
+        try:
+            await self.provider.make(self.spec)
+        except FileExistsError:  # a start before this one left it
+            await self.provider.remove(self.row.id)
+            await self.provider.make(self.spec)
         point("sandbox.made")
         if (repo := self.request.repo) is not None:
             await self.change(state=CLONING)
