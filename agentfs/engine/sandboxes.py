@@ -347,11 +347,13 @@ class Sandboxes:
                 session.stop(End("complete", reason="its agent ended"))
 
     async def files(self, row: SandboxRow) -> FileService:
-        """The workdir of a session. ENOENT when it is gone."""
+        """The workdir of a session. EBUSY while it is cloned into; ENOENT when it is gone."""
         offer = self.offers.get(row.provider)
         if offer is None or not row.has_files:
             raise error(errno.ENOENT, detail="its files are gone")
         request = msgspec.json.decode(row.request, type=Request)
+        if request.repo is not None and row.state in LIVE and row.state != RUNNING:
+            raise _not_there(row)  # git runs outside of the sandbox, and does what .git/config says
         return offer.provider.files(row.id, terms.kept(request, await self.policy(row.agent)))
 
     # -- what there is ---------------------------------------------------------------------------------------------
