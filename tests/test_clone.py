@@ -94,31 +94,37 @@ async def test_a_directory_of_it(tmp_path: Path, hub: Hub) -> None:
             await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/code.git", subdir=subdir))
 
 
-async def test_a_link_on_the_way_to_a_directory_leads_nowhere(
-    tmp_path: Path, made: tuple[Path, dict[str, str]], hub: Hub
-) -> None:
-    """Git runs on this machine, as the owner of every workdir: no link in what it fetched may take it out."""
+@pytest.fixture(name="theirs")
+def another() -> Iterator[Path]:
+    """A directory of this machine that the sandboxes' user may read and rename."""
     with tempfile.TemporaryDirectory() as outside:
         theirs = Path(outside, "theirs")
         theirs.mkdir()
         (theirs / "kept").write_text("another's")
-        for path in (outside, str(theirs)):
+        for path in (Path(outside), theirs):
             os.chown(path, OWNER.uid, OWNER.gid)
-            os.chmod(path, 0o755)
-        work = tmp_path / "work"
-        (work / "lib" / "deep").mkdir(parents=True)
-        (work / "lib" / "deep" / "b").write_text("b")
-        (work / "far").symlink_to(outside)
-        (work / "near").symlink_to("lib")
-        git(work, "init", "-q")
-        git(work, "add", "-A")
-        git(work, "commit", "-qm", "links")
-        git(tmp_path, "clone", "-q", "--bare", str(work), str(made[0] / "links.git"))
-        for number, subdir in enumerate(("far/theirs", "near/deep", ".", ".git", ".git/hooks")):
-            with refused(errno.ENOENT, "repo.subdir: no directory"):
-                await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/links.git", subdir=subdir))
-            assert not list((tmp_path / str(number)).rglob("kept"))
-        assert (theirs / "kept").read_text() == "another's"
+            path.chmod(0o755)
+        yield theirs
+
+
+async def test_a_link_on_the_way_to_a_directory_leads_nowhere(
+    tmp_path: Path, made: tuple[Path, dict[str, str]], hub: Hub, theirs: Path
+) -> None:
+    """Git runs on this machine, as the owner of every workdir: no link in what it fetched may take it out."""
+    work = tmp_path / "work"
+    (work / "lib" / "deep").mkdir(parents=True)
+    (work / "lib" / "deep" / "b").write_text("b")
+    (work / "far").symlink_to(theirs.parent)
+    (work / "near").symlink_to("lib")
+    git(work, "init", "-q")
+    git(work, "add", "-A")
+    git(work, "commit", "-qm", "links")
+    git(tmp_path, "clone", "-q", "--bare", str(work), str(made[0] / "links.git"))
+    for number, subdir in enumerate(("far/theirs", "near/deep", ".", ".git", ".git/hooks")):
+        with refused(errno.ENOENT, "repo.subdir: no directory"):
+            await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/links.git", subdir=subdir))
+        assert not list((tmp_path / str(number)).rglob("kept"))
+    assert (theirs / "kept").read_text() == "another's"
 
 
 async def test_what_is_not_there(tmp_path: Path, hub: Hub) -> None:
