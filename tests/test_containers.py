@@ -104,6 +104,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (script("true", limits={"max_time_secs": 86_401}), "limits.max_time_secs"),
     (script("true", artifacts=["a"]), "artifacts[0]"),
     (script("true", kind="build", artifacts=["../a"]), "artifacts[0]"),
+    (script("true", kind="build", artifacts=["a"] * 101), "artifacts"),  # each costs time for every file there is
+    (script("true", kind="build", artifacts=["a" * 1001]), "artifacts[0]"),
     (script("true", max_cost_usd=-1), "max_cost_usd"), (script("true", idempotency_key="k" * 201), "idempotency_key"),
     *((script("true", repo={"url": url}), "repo.url") for url in ("file:///etc", "ssh://h/p", "https://u:p@h/p", "-x")),
     (script("true", repo={"url": "https://h/p", "git_ref": "--upload-pack=x"}), "repo.git_ref"),
@@ -198,6 +200,10 @@ async def test_a_build_names_what_it_made(driver: Driver) -> None:
     assert await whole(own, f"{top}/files/out/deep/b.bin") == b"drow-neddih"
     for path in ("status", "result", "output"):
         assert b"hidden-word" not in await whole(own, f"{top}/{path}")
+    odd = "mkfifo pipe; ln -s . round; ln -s /etc out; ln -s none lost; echo b >plain; mkdir no; echo >shut; chmod 0 s* no"
+    found = await ran(own, odd, kind="build", artifacts=["*"])
+    assert found["status"] == "complete", found
+    assert {"plain"} <= {each["path"] for each in found["artifacts"]} <= {"plain", "shut", "round/plain", "round/shut"}
     lost = await ran(own, "true", env={"KEY": "secret:none"})
     assert (lost["status"], lost["errno"]) == ("failed", "ENOENT") and "none" in lost["error"]
     assert [st.name for st in await agent.list(Path("containers/providers"))] == ["bubblewrap"]
