@@ -200,7 +200,7 @@ async def test_a_build_names_what_it_made(driver: Driver) -> None:
     assert await whole(own, f"{top}/files/out/deep/b.bin") == b"drow-neddih"
     for path in ("status", "result", "output"):
         assert b"hidden-word" not in await whole(own, f"{top}/{path}")
-    odd = "mkfifo pipe; ln -s . round; ln -s /etc out; ln -s none lost; echo b >plain; mkdir no; echo >shut; chmod 0 s* no"
+    odd = "mkfifo pipe; ln -s . round; ln -s /etc out; ln -s no1 lost; echo >plain; mkdir no; echo >shut; chmod 0 s* no"
     found = await ran(own, odd, kind="build", artifacts=["*"])
     assert found["status"] == "complete", found
     assert {"plain"} <= {each["path"] for each in found["artifacts"]} <= {"plain", "shut", "round/plain", "round/shut"}
