@@ -206,6 +206,9 @@ async def test_a_build_names_what_it_made(driver: Driver) -> None:
     assert {"plain"} <= {each["path"] for each in found["artifacts"]} <= {"plain", "shut", "round/plain", "round/shut"}
     lost = await ran(own, "true", env={"KEY": "secret:none"})
     assert (lost["status"], lost["errno"]) == ("failed", "ENOENT") and "none" in lost["error"]
+    await put_file(agent, "secrets/odd", b"x\0--ro-bind\0/\0/whole")
+    odd = await ran(own, "ls /whole", env={"KEY": "secret:odd"})
+    assert (odd["status"], odd["errno"], odd["stdout"]) == ("failed", "EINVAL", "") and "env.KEY" in odd["error"]
     assert [st.name for st in await agent.list(Path("containers/providers"))] == ["bubblewrap"]
     info = await load(own, "containers/providers/bubblewrap/info")
     assert info["id"] == "bubblewrap" and info["is_local"] and "view" in info["capabilities"]

@@ -155,9 +155,12 @@ class Session:
     async def _env(self, values: Mapping[str, str]) -> Mapping[str, str]:
         """*values* with every secret in its place. What is wrong with one is told with its name."""
         try:
-            return await self._secrets.used(self.row.agent, values)
+            found = await self._secrets.used(self.row.agent, values)
         except OSError as exc:
             raise error(row_of(exc).errno, detail=f"{exc.filename}: {detail_of(exc)}") from exc
+        if odd := [name for name, value in found.items() if "\0" in value]:
+            raise error(errno.EINVAL, detail=f"env.{odd[0]}: the secret holds NUL")
+        return found
 
     async def command(self, row: ExecRow) -> tuple[Outcome | None, OSError | None]:
         """Run what *row* asks for, within its scope in `execs`, once the session runs.
