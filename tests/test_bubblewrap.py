@@ -129,7 +129,7 @@ async def test_much_as_words_or_environment(box: Bubblewrap) -> None:
 
 
 async def test_no_value_becomes_an_option(box: Bubblewrap) -> None:
-    with pytest.raises(OSError, match="env.A: a value with NUL") as caught:
+    with pytest.raises(OSError, match=r"env\.A: a value with NUL") as caught:
         await collected(box, SPEC, Command("c", ["/bin/ls", "/whole"], {"A": "x\0--ro-bind\0/\0/whole"}))
     assert caught.value.errno == errno.EINVAL
 

@@ -200,8 +200,10 @@ async def test_a_build_names_what_it_made(driver: Driver) -> None:
     assert await whole(own, f"{top}/files/out/deep/b.bin") == b"drow-neddih"
     for path in ("status", "result", "output"):
         assert b"hidden-word" not in await whole(own, f"{top}/{path}")
-    odd = "mkfifo pipe; ln -s . round; ln -s /etc out; ln -s no1 lost; echo >plain; mkdir no; echo >shut; chmod 0 s* no"
-    found = await ran(own, odd, kind="build", artifacts=["*"])
+    pipes = (
+        "mkfifo pipe; ln -s . round; ln -s /etc out; ln -s no1 lost; echo >plain; mkdir no; echo >shut; chmod 0 s* no"
+    )
+    found = await ran(own, pipes, kind="build", artifacts=["*"])
     assert found["status"] == "complete", found
     assert {"plain"} <= {each["path"] for each in found["artifacts"]} <= {"plain", "shut", "round/plain", "round/shut"}
     lost = await ran(own, "true", env={"KEY": "secret:none"})
@@ -214,6 +216,16 @@ async def test_a_build_names_what_it_made(driver: Driver) -> None:
     assert info["id"] == "bubblewrap" and info["is_local"] and "view" in info["capabilities"]
     assert await whole(own, "containers/providers/bubblewrap/images") == b"host\n"
     assert await load(own, "containers/providers/bubblewrap/health") == {"status": "ok", "reason": None}
+
+
+@pytest.mark.parametrize("driver", ONE, indirect=True)
+async def test_a_result_is_bounded_however_many_commands_there_are(driver: Driver) -> None:
+    _, own = await pair(driver)
+    much = "head -c 200000 /dev/zero | tr '\\0' a"
+    found = await ran(own, *[f"{much}; {much} >&2"] * 20)
+    shown = [len(each[name]) for each in found["command_results"] for name in ("stdout", "stderr")]
+    assert 1 << 19 <= sum(shown) <= 1 << 20
+    assert all(each["truncated"] and each["exit_code"] == 0 for each in found["command_results"])
 
 
 @pytest.mark.parametrize("driver", ONE, indirect=True)

@@ -155,6 +155,19 @@ async def test_what_is_over_is_forgotten_and_what_no_row_owns_is_reaped(store: S
             assert await lines(engine, "a", name) == []
 
 
+async def test_a_bug_in_an_engine_ends_no_reaper(store: Store, clock: ManualClock) -> None:
+    cells = Cells()
+    cells.bug = True
+    async with running(store, clock, housing=offered(cells=cells, others=(others := Cells()))) as engine:
+        await opened(engine)
+        others.there["orphan"] = True
+        clock.advance(61)
+        await gone(engine, lambda: not others.there)
+        cells.bug, cells.there["orphan"] = False, True
+        clock.advance(61)
+        await gone(engine, lambda: not cells.there)
+
+
 async def test_an_engine_that_hangs_holds_up_no_timer(store: Store, clock: ManualClock) -> None:
     cells = Cells()
     async with running(store, clock, housing=offered(cells=cells)) as engine:

@@ -17,7 +17,7 @@ from agentfs.containers.artifacts import named
 from agentfs.containers.documents import Exec, Request, argv_of
 from agentfs.containers.port import Command, ContainerProvider, Spec, Used
 from agentfs.engine.core import Core
-from agentfs.engine.execs import Outcome, Runner
+from agentfs.engine.execs import KEPT_BYTES, Outcome, Runner
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
 from agentfs.errors import detail_of, error, row_of
@@ -30,8 +30,7 @@ COMPLETE, FAILED, EXPIRED, CANCELLED = "complete", "failed", "expired", "cancell
 LIVE: Final = (PROVISIONING, CLONING, RUNNING)
 LIMITS: Final = {"memory": errno.ENOMEM, "disk": errno.ENOSPC, "gone": errno.EREMOTEIO}
 """The errno of what ended a command before its time."""
-
-
+_RESULTS_BYTES: Final = 1 << 20  # of what all commands of a session print: it is one row
 _GONE: Final = "its sandbox was taken away"
 
 
@@ -141,7 +140,8 @@ class Session:
 
     async def _commands(self) -> End:
         """The commands of the request, until one fails."""
-        runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(self.row.id))
+        most = min(KEPT_BYTES, _RESULTS_BYTES // (2 * max(1, len(self.request.commands))))
+        runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(self.row.id), most)
         env, end = await self._env(self.request.env), End(COMPLETE)
         for number, words in enumerate(self.request.commands):
             stdin = self.request.stdin.encode() if number == 0 else b""
