@@ -30,7 +30,7 @@ COMPLETE, FAILED, EXPIRED, CANCELLED = "complete", "failed", "expired", "cancell
 LIVE: Final = (PROVISIONING, CLONING, RUNNING)
 LIMITS: Final = {"memory": errno.ENOMEM, "disk": errno.ENOSPC, "gone": errno.EREMOTEIO}
 """The errno of what ended a command before its time."""
-_RESULTS_BYTES: Final = 1 << 20  # of what all commands of a session print: it is one row
+_RESULTS_BYTES: Final = 768 << 10  # of what all commands of a session print: it is one row
 _GONE: Final = "its sandbox was taken away"
 
 
