@@ -27,7 +27,7 @@ class Cells:
         self.there: dict[str, bool] = {}
         self.ran: list[str] = []
         self.quieted: list[str] = []
-        self.is_stuck = False
+        self.is_stuck = self.bug = False
         self.failure: OSError | None = None
 
     async def health(self) -> str:
@@ -70,6 +70,8 @@ class Cells:
             self.there[id] = False
 
     async def found(self) -> Sequence[str]:
+        if self.bug:
+            raise ZeroDivisionError
         if self.is_stuck:
             await trio.sleep_forever()
         return list(self.there)

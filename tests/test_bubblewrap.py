@@ -128,6 +128,12 @@ async def test_much_as_words_or_environment(box: Bubblewrap) -> None:
         await collected(box, SPEC, Command("c", ["/bin/true"], {f"V{n}": "" for n in range(2001)}))
 
 
+async def test_no_value_becomes_an_option(box: Bubblewrap) -> None:
+    with pytest.raises(OSError, match=r"env\.A: a value with NUL") as caught:
+        await collected(box, SPEC, Command("c", ["/bin/ls", "/whole"], {"A": "x\0--ro-bind\0/\0/whole"}))
+    assert caught.value.errno == errno.EINVAL
+
+
 async def test_what_stays_behind_ends_with_its_command(box: Bubblewrap) -> None:
     code = "import os,time\nif os.fork() == 0:\n os.setsid()\n if os.fork() == 0: print('born'); time.sleep(271828)\n"
     ran = await collected(box, SPEC, line(f'nohup setsid sleep 271828 & python3 -u -c "{code}"; sleep 0.2'))

@@ -7,6 +7,7 @@ import errno
 import json
 import os
 import re
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -93,6 +94,39 @@ async def test_a_directory_of_it(tmp_path: Path, hub: Hub) -> None:
             await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/code.git", subdir=subdir))
 
 
+@pytest.fixture(name="theirs")
+def another() -> Iterator[Path]:
+    """A directory of this machine that the sandboxes' user may read and rename."""
+    with tempfile.TemporaryDirectory() as outside:
+        theirs = Path(outside, "theirs")
+        theirs.mkdir()
+        (theirs / "kept").write_text("another's")
+        for path in (Path(outside), theirs):
+            os.chown(path, OWNER.uid, OWNER.gid)
+            path.chmod(0o755)
+        yield theirs
+
+
+async def test_a_link_on_the_way_to_a_directory_leads_nowhere(
+    tmp_path: Path, made: tuple[Path, dict[str, str]], hub: Hub, theirs: Path
+) -> None:
+    """Git runs on this machine, as the owner of every workdir: no link in what it fetched may take it out."""
+    work = tmp_path / "work"
+    (work / "lib" / "deep").mkdir(parents=True)
+    (work / "lib" / "deep" / "b").write_text("b")
+    (work / "far").symlink_to(theirs.parent)
+    (work / "near").symlink_to("lib")
+    git(work, "init", "-q")
+    git(work, "add", "-A")
+    git(work, "commit", "-qm", "links")
+    git(tmp_path, "clone", "-q", "--bare", str(work), str(made[0] / "links.git"))
+    for number, subdir in enumerate(("far/theirs", "near/deep", ".", ".git", ".git/hooks")):
+        with refused(errno.ENOENT, "repo.subdir: no directory"):
+            await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/links.git", subdir=subdir))
+        assert not list((tmp_path / str(number)).rglob("kept"))
+    assert (theirs / "kept").read_text() == "another's"
+
+
 async def test_what_is_not_there(tmp_path: Path, hub: Hub) -> None:
     for number, (path, ref, text) in enumerate(
         (("code.git", "none", "find remote ref none"), ("code.git", "1" * 40, "not our ref|upload-pack"),
@@ -160,8 +194,13 @@ def test_a_session_clones_by_reference(tmp_path: Path, hub: Hub) -> None:
         lines = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if _is_there(file)]
         assert any(hub.url.encode() in line for line in lines)
         assert not [line for line in lines if SECRET.encode() in line or BASIC[6:].encode() in line]
+        files = f"agents/demo/containers/sessions/{session}/files"
+        trap = '[filter "lfs"]\n smudge = touch trapped; cat\n'  # git would run it, outside of any sandbox
+        for words in (("write", f"{files}/.git/config", trap), ("ls", files), ("read", f"{files}/.git/HEAD")):
+            assert b"EBUSY" in agentctl(runtime, *words, code=5)[1]
         hub.gate.set()
         out, _ = agentctl(runtime, "containers", "logs", "demo", session)
+        assert b"trapped" not in out
         assert out.startswith(b"last\n") and about(runtime, session)["status"] == "complete"
         top = f"agents/demo/containers/sessions/{session}"
         assert agentctl(runtime, "read", f"{top}/files/out", code=4)[1].startswith(b"agentctl: EACCES")

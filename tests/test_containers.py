@@ -104,6 +104,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (script("true", limits={"max_time_secs": 86_401}), "limits.max_time_secs"),
     (script("true", artifacts=["a"]), "artifacts[0]"),
     (script("true", kind="build", artifacts=["../a"]), "artifacts[0]"),
+    (script("true", kind="build", artifacts=["a"] * 101), "artifacts"),  # each costs time for every file there is
+    (script("true", kind="build", artifacts=["a" * 1001]), "artifacts[0]"),
     (script("true", max_cost_usd=-1), "max_cost_usd"), (script("true", idempotency_key="k" * 201), "idempotency_key"),
     *((script("true", repo={"url": url}), "repo.url") for url in ("file:///etc", "ssh://h/p", "https://u:p@h/p", "-x")),
     (script("true", repo={"url": "https://h/p", "git_ref": "--upload-pack=x"}), "repo.git_ref"),
@@ -198,13 +200,32 @@ async def test_a_build_names_what_it_made(driver: Driver) -> None:
     assert await whole(own, f"{top}/files/out/deep/b.bin") == b"drow-neddih"
     for path in ("status", "result", "output"):
         assert b"hidden-word" not in await whole(own, f"{top}/{path}")
+    pipes = (
+        "mkfifo pipe; ln -s . round; ln -s /etc out; ln -s no1 lost; echo >plain; mkdir no; echo >shut; chmod 0 s* no"
+    )
+    found = await ran(own, pipes, kind="build", artifacts=["*"])
+    assert found["status"] == "complete", found
+    assert {"plain"} <= {each["path"] for each in found["artifacts"]} <= {"plain", "shut", "round/plain", "round/shut"}
     lost = await ran(own, "true", env={"KEY": "secret:none"})
     assert (lost["status"], lost["errno"]) == ("failed", "ENOENT") and "none" in lost["error"]
+    await put_file(agent, "secrets/odd", b"x\0--ro-bind\0/\0/whole")
+    odd = await ran(own, "ls /whole", env={"KEY": "secret:odd"})
+    assert (odd["status"], odd["errno"], odd["stdout"]) == ("failed", "EINVAL", "") and "env.KEY" in odd["error"]
     assert [st.name for st in await agent.list(Path("containers/providers"))] == ["bubblewrap"]
     info = await load(own, "containers/providers/bubblewrap/info")
     assert info["id"] == "bubblewrap" and info["is_local"] and "view" in info["capabilities"]
     assert await whole(own, "containers/providers/bubblewrap/images") == b"host\n"
     assert await load(own, "containers/providers/bubblewrap/health") == {"status": "ok", "reason": None}
+
+
+@pytest.mark.parametrize("driver", ONE, indirect=True)
+async def test_a_result_is_bounded_however_many_commands_there_are(driver: Driver) -> None:
+    _, own = await pair(driver)
+    much = "head -c 200000 /dev/zero | tr '\\0' a"
+    found = await ran(own, *[f"{much}; {much} >&2"] * 20)
+    shown = [len(each[name]) for each in found["command_results"] for name in ("stdout", "stderr")]
+    assert 1 << 19 <= sum(shown) <= 768 << 10
+    assert all(each["truncated"] and each["exit_code"] == 0 for each in found["command_results"])
 
 
 @pytest.mark.parametrize("driver", ONE, indirect=True)

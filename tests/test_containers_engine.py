@@ -15,7 +15,7 @@ from engines import fails, lines, running, started
 
 from agentfs import budget
 from agentfs.containers.documents import Exec, parse
-from agentfs.containers.port import Offer
+from agentfs.containers.port import Inside, Offer
 from agentfs.engine.engine import Engine
 from agentfs.engine.money import CONTAINERS
 from agentfs.engine.sandboxes import POLICY, Housing, Order
@@ -155,6 +155,19 @@ async def test_what_is_over_is_forgotten_and_what_no_row_owns_is_reaped(store: S
             assert await lines(engine, "a", name) == []
 
 
+async def test_a_bug_in_an_engine_ends_no_reaper(store: Store, clock: ManualClock) -> None:
+    cells = Cells()
+    cells.bug = True
+    async with running(store, clock, housing=offered(cells=cells, others=(others := Cells()))) as engine:
+        await opened(engine)
+        others.there["orphan"] = True
+        clock.advance(61)
+        await gone(engine, lambda: not others.there)
+        cells.bug, cells.there["orphan"] = False, True
+        clock.advance(61)
+        await gone(engine, lambda: not cells.there)
+
+
 async def test_an_engine_that_hangs_holds_up_no_timer(store: Store, clock: ManualClock) -> None:
     cells = Cells()
     async with running(store, clock, housing=offered(cells=cells)) as engine:
@@ -197,6 +210,35 @@ async def test_others_wait_for_a_place(store: Store, clock: ManualClock) -> None
         assert (await engine.sandboxes.row("a", waiting.id)).state == "provisioning" and cells.ran == []
         await engine.sandboxes.stop("a", first.id)
         assert (await over(engine, waiting.id)).exit_code == 0 and cells.ran == ["hello"]
+
+
+async def test_no_more_sessions_than_allowed_however_they_come(store: Store, clock: ManualClock) -> None:
+    async with running(store, clock, housing=Housing({"cells": Offer(Cells())}, slow)) as engine:
+        await opened(engine)
+        await engine.jobs.models.put("a", POLICY, b'{"max_sessions":2}', None)
+        made, refused = list[str](), list[int | None]()
+
+        async def one() -> None:
+            try:
+                made.append((await submit(engine, words("wait"))).id)
+            except OSError as exc:
+                refused.append(exc.errno)
+
+        async with trio.open_nursery() as nursery:
+            for _ in range(10):
+                nursery.start_soon(one)
+        assert (len(made), refused) == (2, [errno.EDQUOT] * 8)
+        for id in made:
+            await engine.sandboxes.stop("a", id)
+            await over(engine, id)
+        await gone(engine, lambda: not engine.sandboxes.running)
+        assert await submit(engine, words("wait"))
+
+
+async def slow(agent: str) -> Inside:
+    """What a sandbox gets, a moment later."""
+    await trio.lowlevel.checkpoint()
+    return Inside()
 
 
 @pytest.mark.parametrize("verb", ["terminate", "remove"])

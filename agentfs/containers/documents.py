@@ -14,6 +14,8 @@ from agentfs.errors import error
 
 KEY_MAX: Final = 200  # characters of an idempotency key
 COMMANDS_MAX: Final = 100
+ARTIFACTS_MAX: Final = 100  # patterns, each matched with every file there is
+PATTERN_MAX: Final = 1000  # characters
 TIME_MAX_S: Final = 86_400
 _NAME: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]{0,127}\Z")
 Kind: TypeAlias = Literal["ephemeral", "interactive", "build"]
@@ -102,9 +104,7 @@ def parse(doc: bytes) -> Request:
         raise _wrong("commands", f"a session of kind {request.kind} needs at least one")
     for number, words in enumerate(request.commands):
         _words(f"commands[{number}]", words)
-    for number, pattern in enumerate(request.artifacts):
-        if request.kind != "build" or not _is_below(pattern):
-            raise _wrong(f"artifacts[{number}]", "want a pattern below the workdir, in a session of kind build")
+    _artifacts(request)
     if not re.fullmatch(r"(/[A-Za-z0-9._-]+)+", request.workdir) or _is_odd(request.workdir):
         raise _wrong("workdir", "want an absolute path of plain names that is not one of the system's")
     _env(request.env)
@@ -154,6 +154,14 @@ def check_limits(limits: Wanted | Limits) -> None:
         value = getattr(limits, name)
         if value is not None and not 0 < value <= most:
             raise _wrong(f"limits.{name}", f"want more than 0 and at most {most}")
+
+
+def _artifacts(request: Request) -> None:
+    if len(request.artifacts) > ARTIFACTS_MAX:
+        raise _wrong("artifacts", f"over {ARTIFACTS_MAX}")
+    for number, pattern in enumerate(request.artifacts):
+        if request.kind != "build" or not _is_below(pattern) or len(pattern) > PATTERN_MAX:
+            raise _wrong(f"artifacts[{number}]", "want a pattern below the workdir, in a session of kind build")
 
 
 def _words(field: str, words: Words) -> None:

@@ -22,7 +22,7 @@ from agentfs.ports import Append
 
 _AHEAD_BYTES: Final = 256 << 10  # what may wait to be stored before the command is held back
 _RECORD_BYTES: Final = 64 << 10
-_KEPT_BYTES: Final = 128 << 10  # of each of stdout and stderr in a result
+KEPT_BYTES: Final = 128 << 10  # of each of stdout and stderr in a result
 
 
 @dataclass(slots=True)
@@ -30,6 +30,7 @@ class _Stream:
     """What came out of one of the two: the beginning is kept, and the bytes of a character that is not whole yet."""
 
     name: str
+    most: int
     data: bytearray = field(default_factory=bytearray)
     size: int = 0
     rest: bytes = b""
@@ -37,7 +38,7 @@ class _Stream:
     def add(self, data: bytes) -> bytes:
         """Take *data*; what of it can be told now, without the beginning of a character at its end."""
         self.size += len(data)
-        self.data += data[: max(0, _KEPT_BYTES - len(self.data))]
+        self.data += data[: max(0, self.most - len(self.data))]
         whole = self.rest + data
         cut = len(whole) - _unfinished(whole)
         self.rest = whole[cut:]
@@ -86,14 +87,21 @@ class Outcome:
 
 
 class Runner:
-    """Runs commands in the sandbox of *spec* at *provider*; what comes out goes into *log* of the agent's."""
+    """Runs commands in the sandbox of *spec* at *provider*; what comes out goes into *log* of the agent's.
 
-    def __init__(self, core: Core, scribe: Scribe, provider: ContainerProvider, spec: Spec, log: str) -> None:
+    *kept_bytes* of each of stdout and stderr are told in the outcome.
+    """
+
+    def __init__(
+        self, core: Core, scribe: Scribe, provider: ContainerProvider, spec: Spec, log: str,
+        kept_bytes: int = KEPT_BYTES,
+    ) -> None:  # fmt: skip
         self._core, self._scribe, self._provider, self._spec, self._log = core, scribe, provider, spec, log
+        self._kept_bytes = kept_bytes
 
     async def run(self, command: Command) -> Outcome:
         """Run it to its end, or until this is cancelled: then everything it began is ended. Raises as the port does."""
-        streams, page = {name: _Stream(name) for name in ("stdout", "stderr")}, Page(self._spec.agent)
+        streams, page = {name: _Stream(name, self._kept_bytes) for name in ("stdout", "stderr")}, Page(self._spec.agent)
         teller, ended = _Teller(self._scribe, page, self._log), None
         begun_ns = self._core.clock.monotonic_ns()
         with page.scope:
@@ -114,7 +122,7 @@ class Runner:
             raise error(errno.EREMOTEIO, detail="the sandbox did not tell how the command ended")
         return Outcome(
             ended.code, ended.cause, streams["stdout"].shown(), streams["stderr"].shown(),
-            all(stream.size <= _KEPT_BYTES for stream in streams.values()),
+            all(stream.size <= stream.most for stream in streams.values()),
             (self._core.clock.monotonic_ns() - begun_ns) // 1_000_000, msgspec.to_builtins(ended.used),
         )  # fmt: skip
 

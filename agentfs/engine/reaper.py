@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Awaitable, Callable, Container, Mapping
+from functools import partial
 from typing import Final
 
+import msgspec
 from anyio.abc import TaskGroup
 
 from agentfs.containers.port import Offer
@@ -17,6 +19,7 @@ from agentfs.rows import ExecRow, SandboxRow
 
 log = logging.getLogger(__name__)
 _EVERY_NS: Final = 60_000_000_000
+_PAGE: Final = 50
 
 
 class Reaper:
@@ -36,19 +39,24 @@ class Reaper:
 
     async def reap(self) -> None:
         """Remove what no row owns and end what should have ended, now and from time to time."""
-        rows = {
-            row.id: row
-            for agent in await self._core.store.agents(SandboxRow)
-            for row in await self._core.store.scan(SandboxRow, agent)
-        }
-        for name in self._offers:
-            try:
-                await self._reap_at(name, rows)
-            except OSError as exc:
-                log.info("%s: %s", name, exc)
-        for session in list(self._running.values()):
-            await session.look()
-        self._at("sandboxes-reap", self._core.clock.now_ns() + _EVERY_NS, self.reap)
+        try:
+            rows = await self._rows()
+            for name in self._offers:
+                await self._well(partial(self._reap_at, name, rows))
+            for session in list(self._running.values()):
+                await self._well(session.look)
+        finally:
+            self._at("sandboxes-reap", self._core.clock.now_ns() + _EVERY_NS, self.reap)
+
+    async def _rows(self) -> Mapping[str, SandboxRow]:
+        """Every session by its id, without what it told: that may be large."""
+        rows: dict[str, SandboxRow] = {}
+        for agent in await self._core.store.agents(SandboxRow):
+            after: str | None = None
+            while page := await self._core.store.scan(SandboxRow, agent, after=after, limit=_PAGE):
+                rows |= {row.id: msgspec.structs.replace(row, request="", results="", artifacts="") for row in page}
+                after = page[-1].id
+        return rows
 
     def _at(self, key: str, at_ns: int, action: Callable[[], Awaitable[None]]) -> None:
         """Have *action* begin at *at_ns*: no timer waits for an engine of sandboxes."""
@@ -62,6 +70,8 @@ class Reaper:
     async def _well(self, action: Callable[[], Awaitable[None]]) -> None:
         try:
             await action()
+        except OSError as exc:
+            log.info("reaper: %s", exc)
         except Exception:
             log.exception("reaper: tried again later")
 
@@ -112,7 +122,7 @@ class Reaper:
                 if row.expires_ns is None or row.expires_ns > now_ns:
                     self.watch(row.expires_ns)
                 else:
-                    await self._forget(row)
+                    await self._well(partial(self._forget, row))
 
     async def _forget(self, row: SandboxRow) -> None:
         try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import errno
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -83,7 +84,7 @@ class Sandboxes:
         self._core, self._timers, self._money, self._secrets = core, timers, money, secrets
         self.offers, self._inside, self._ready = housing.offers, housing.inside, housing.ready
         self.running: dict[tuple[str, str], Session] = {}
-        self._beginning: set[tuple[str, str]] = set()
+        self._beginning = Counter[tuple[str, str]]()
         self.held: set[str] = set()  # sandboxes that are no session's, and are not to be reaped
         self.group: TaskGroup | None = None
         self.scribe: Scribe | None = None
@@ -104,7 +105,7 @@ class Sandboxes:
         price = self.offers[name].usd_per_hour
         intent = self._intent(order, terms.reserved(request, rules, price, limits), limits)
         old, known = await self._known(order.agent, intent)
-        if known is None and self._running(agent) >= rules.max_sessions:
+        if known is None and self._others(agent, intent.id) >= rules.max_sessions:
             raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
         stored = msgspec.json.encode(request).decode()
         row = SandboxRow(
@@ -114,17 +115,18 @@ class Sandboxes:
             version=old.version + 1 if old else 1,
         )  # fmt: skip
         room = AtMost(SandboxRow, (agent,), self._core.limits.sandboxes, errno.ENOSPC)
-        new: Sequence[Change] = (Put(row), room, *await self._fresh(row))
-        spec = await self._spec(row)  # now: from the commit on nothing may come between
-        self._beginning.add((agent, row.id))
+        self._beginning[agent, row.id] += 1  # at once: others ask how many there are
         try:
+            new: Sequence[Change] = (Put(row), room, *await self._fresh(row))
+            spec = await self._spec(row)  # now: from the commit on nothing may come between
             _, is_new = await self._money.begin(order.account, intent, order.path, _shown(request), *new)
             if is_new:
                 self._core.logs.finish(agent, log_of(row.id))  # of the same key before, which came to nothing
                 self._start(row, spec)
                 point("sandbox.submitted")
         finally:
-            self._beginning.discard((agent, row.id))
+            self._beginning[agent, row.id] -= 1
+            self._beginning += Counter()  # without what is at 0
         return row if is_new else await self.row(agent, intent.id), is_new
 
     def _intent(self, order: Order, reserved: int, limits: Limits) -> Intent:
@@ -149,8 +151,8 @@ class Sandboxes:
         entry = await self._money.journal.get(agent, intent.id)
         return old, old if entry is not None and entry.hash == intent.hash else None
 
-    def _running(self, agent: str) -> int:
-        return sum(owner == agent for owner, _ in self._beginning | self.running.keys())
+    def _others(self, agent: str, id: str) -> int:
+        return sum(key[0] == agent and key[1] != id for key in self._beginning.keys() | self.running.keys())
 
     def _image(self, request: Request, rules: Policy, provider: str) -> str:
         return request.image or rules.default_image or self.offers[provider].image
@@ -347,11 +349,13 @@ class Sandboxes:
                 session.stop(End("complete", reason="its agent ended"))
 
     async def files(self, row: SandboxRow) -> FileService:
-        """The workdir of a session. ENOENT when it is gone."""
+        """The workdir of a session. EBUSY while it is cloned into; ENOENT when it is gone."""
         offer = self.offers.get(row.provider)
         if offer is None or not row.has_files:
             raise error(errno.ENOENT, detail="its files are gone")
         request = msgspec.json.decode(row.request, type=Request)
+        if request.repo is not None and row.state in LIVE and row.state != RUNNING:
+            raise _not_there(row)  # git runs outside of the sandbox, and does what .git/config says
         return offer.provider.files(row.id, terms.kept(request, await self.policy(row.agent)))
 
     # -- what there is ---------------------------------------------------------------------------------------------

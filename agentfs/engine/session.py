@@ -17,7 +17,7 @@ from agentfs.containers.artifacts import named
 from agentfs.containers.documents import Exec, Request, argv_of
 from agentfs.containers.port import Command, ContainerProvider, Spec, Used
 from agentfs.engine.core import Core
-from agentfs.engine.execs import Outcome, Runner
+from agentfs.engine.execs import KEPT_BYTES, Outcome, Runner
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
 from agentfs.errors import detail_of, error, row_of
@@ -30,8 +30,7 @@ COMPLETE, FAILED, EXPIRED, CANCELLED = "complete", "failed", "expired", "cancell
 LIVE: Final = (PROVISIONING, CLONING, RUNNING)
 LIMITS: Final = {"memory": errno.ENOMEM, "disk": errno.ENOSPC, "gone": errno.EREMOTEIO}
 """The errno of what ended a command before its time."""
-
-
+_RESULTS_BYTES: Final = 768 << 10  # of what all commands of a session print: it is one row
 _GONE: Final = "its sandbox was taken away"
 
 
@@ -144,7 +143,8 @@ class Session:
 
     async def _commands(self) -> End:
         """The commands of the request, until one fails."""
-        runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(self.row.id))
+        most = min(KEPT_BYTES, _RESULTS_BYTES // (2 * max(1, len(self.request.commands))))
+        runner = Runner(self._core, self._scribe, self.provider, self.spec, log_of(self.row.id), most)
         env, end = await self._env(self.request.env), End(COMPLETE)
         for number, words in enumerate(self.request.commands):
             stdin = self.request.stdin.encode() if number == 0 else b""
@@ -158,9 +158,12 @@ class Session:
     async def _env(self, values: Mapping[str, str]) -> Mapping[str, str]:
         """*values* with every secret in its place. What is wrong with one is told with its name."""
         try:
-            return await self._secrets.used(self.row.agent, values)
+            found = await self._secrets.used(self.row.agent, values)
         except OSError as exc:
             raise error(row_of(exc).errno, detail=f"{exc.filename}: {detail_of(exc)}") from exc
+        if odd := [name for name, value in found.items() if "\0" in value]:
+            raise error(errno.EINVAL, detail=f"env.{odd[0]}: the secret holds NUL")
+        return found
 
     async def command(self, row: ExecRow) -> tuple[Outcome | None, OSError | None]:
         """Run what *row* asks for, within its scope in `execs`, once the session runs.

@@ -16,7 +16,7 @@ EOPNOTSUPP.
 ``containers/sessions/<session>/exec/new`` (C) {"command", "env"?, "cwd"?, "stdin"?, "timeout_ms"?, "idempotency_key"?},
 or a line of shell; answers {exec_id, and the paths}; it runs once the session does. ESTALE when that has ended.
 ``containers/sessions/<session>/exec/<exec>/status`` (R), ``result`` (R), ``output`` (S), ``ctl`` (X) cancel.
-``containers/sessions/<session>/files/`` the workdir as a tree of real files; it stays for a day behind the end.
+``containers/sessions/<session>/files/`` the workdir as a tree of real files, kept a day; EBUSY in cloning.
 ``containers/sessions/<session>/usage`` (R) cpu_time_ms, peak_memory_bytes, disk_bytes, network_bytes, cost_usd.
 ``containers/sessions/<session>/ctl`` (X) stop (of one that has ended: remove its files), keepalive.
 ``containers/providers/<provider>/info`` (R) what it can do and costs. ``images`` (R) one a line. ``health`` (R).

@@ -223,6 +223,8 @@ class Bubblewrap:
         }  # fmt: skip
         if len(env) > _ENV_MAX:
             raise error(errno.EINVAL, detail=f"env: over {_ENV_MAX} names")
+        if odd := [name for name, value in env.items() if "\0" in f"{name}{value}"]:  # it would end a word of bwrap's
+            raise error(errno.EINVAL, detail=f"env.{odd[0][:40]}: a value with NUL")
         options = list(rootfs.words(spec, place, image, reach.seen))
         options += ["--chdir", posixpath.join(spec.workdir, command.cwd) if command.cwd else spec.workdir]
         before = reach.before(_ulimits(spec.limits) + (group.entry() if group else ""))

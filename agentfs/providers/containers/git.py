@@ -24,14 +24,19 @@ from agentfs.providers.containers.workdir import MIB, Owner, Workdir
 
 _WORDS_MAX: Final = 65_536  # far more than is told: what is cut could be half of a secret
 _SCRIPT: Final = """set -e
-umask 022; ulimit -f "$5"; cd "$1"
+umask 022; ulimit -f "$5"; cd "$1"; top=$(pwd -P)
 git init -q .
 git remote add origin "$2"
 git fetch -q --depth 1 --no-tags --no-recurse-submodules origin "$3"
 git checkout -q --detach FETCH_HEAD
 if [ -n "$4" ]; then
-  if [ ! -d "$4" ] || [ -L "$4" ]; then echo "no directory $4" >&2; exit 66; fi
-  mv -- "$4" .git/subdir
+  mkdir .git/subdir
+  (
+    none() { echo "no directory $4" >&2; exit 66; }
+    cd -P -- "./$4" && [ "$(pwd -P)" = "$top/${4%/}" ] || none "$@"  # a link on the way may lead out
+    case "$4/" in (.git/*) none "$@";; esac
+    find . -mindepth 1 -maxdepth 1 -exec mv -t "$top/.git/subdir" -- {} +
+  )
   find . -mindepth 1 -maxdepth 1 ! -name .git -exec rm -rf -- {} +
   find .git/subdir -mindepth 1 -maxdepth 1 -exec mv -t . -- {} +
   rmdir .git/subdir
