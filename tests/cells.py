@@ -40,7 +40,8 @@ class Cells:
         await trio.lowlevel.checkpoint()
         if self.failure is not None:
             raise self.failure
-        assert spec.id not in self.there
+        if spec.id in self.there:
+            raise error(errno.EEXIST, detail=f"session {spec.id}")
         self.there[spec.id] = True
 
     async def run(self, spec: Spec, command: Command) -> AsyncGenerator[Happening, None]:

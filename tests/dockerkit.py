@@ -75,6 +75,7 @@ class Engine:
     def start(self) -> None:
         top = self.top
         argv = [
+            "setpriv", "--pdeathsig", "TERM",  # tests that are killed leave no engine behind
             "dockerd", "--host", self.address, "--data-root", str(top / "root"), "--exec-root", str(top / "exec"),
             "--pidfile", str(top / "pid"), "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--bridge=none",
         ]  # fmt: skip

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
+from typing import Final, TypeVar
 
 import anyio
 import msgspec
@@ -12,9 +13,13 @@ from agentfs.engine.logs import Logs
 from agentfs.limits import Limits
 from agentfs.ports import Append, Change, Clock, Committed, Store, Unit
 from agentfs.record import RingLog
+from agentfs.rows import Row
 from agentfs.types import Record, new_id, rfc3339
 
+R = TypeVar("R", bound=Row)
 _VERSIONS_HELD = 65_536
+FEW: Final = 32
+"""Rows at a time where each may be large."""
 
 
 class Versions:
@@ -64,6 +69,14 @@ class Core:
             self.versions.bump(agent, facet)
             self.logs.touch(agent, facet, appended.get((agent, facet), ()))
         return done
+
+    async def every(self, table: type[R], *prefix: str) -> AsyncIterator[R]:
+        """Every row of *table* below *prefix*, a few at a time: each may be large."""
+        after: str | None = None
+        while rows := await self.store.scan(table, *prefix, after=after, limit=FEW):
+            for row in rows:
+                yield row
+            after = getattr(rows[-1], table.KEY[len(prefix)])
 
     def trace(self, agent: str, kind: str, /, **fields: object) -> None:
         """Put an event of *kind* into the trace of *agent*; fields that are None are left out."""

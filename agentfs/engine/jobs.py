@@ -18,7 +18,7 @@ from agentfs.compute import policy as policies
 from agentfs.compute.documents import Request
 from agentfs.compute.policy import Policy
 from agentfs.compute.routing import Offer, places
-from agentfs.engine.core import Core
+from agentfs.engine.core import FEW, Core
 from agentfs.engine.journal import OPEN, UNKNOWN_OUTCOME, Intent, hash_of
 from agentfs.engine.models import Models
 from agentfs.engine.money import COMPUTE, Money
@@ -39,7 +39,6 @@ COMPLETE, FAILED, CANCELLED = "complete", "failed", "cancelled"
 LIVE = (PENDING, RUNNING, STREAMING)
 _GRACE_NS = 60_000_000_000  # behind a job's own time limit, the journal counts it as lost
 _WANTED_NS = 3_600_000_000_000  # a job whose time is over, and that may be replayed, is looked at again
-FEW = 32
 
 
 def log_of(job: str) -> str:
@@ -125,11 +124,8 @@ class Jobs:
         """Take up what a process that died left: what was never sent is sent, the rest counts as failed and spent."""
         self._group, self._scribe = group, Scribe(self._core, group)
         for agent in await self._core.store.agents(JobRow):
-            after = ""
-            while rows := await self.rows(agent, after):
-                for row in rows:
-                    await self._take_up(row)
-                after = rows[-1].id
+            async for row in self._core.every(JobRow, agent):
+                await self._take_up(row)
 
     async def _take_up(self, row: JobRow) -> None:
         if row.state == PENDING and row.has_key:
@@ -235,17 +231,14 @@ class Jobs:
         """Forget jobs whose time is over, with their streams."""
         now_ns = self._core.clock.now_ns()
         for agent in await self._core.store.agents(JobRow):
-            after = ""
-            while rows := await self.rows(agent, after):
-                for row in rows:
-                    if row.expires_ns is None or row.expires_ns > now_ns:
-                        self._watch(row.expires_ns)
-                    elif await self._is_wanted(row):
-                        self._watch(now_ns + _WANTED_NS)
-                    else:
-                        same = Expect(JobRow, (agent, row.id), "version", row.version)
-                        await self._core.commit(same, Delete(JobRow, (agent, row.id)), DropLogs(agent, log_of(row.id)))
-                after = rows[-1].id
+            async for row in self._core.every(JobRow, agent):
+                if row.expires_ns is None or row.expires_ns > now_ns:
+                    self._watch(row.expires_ns)
+                elif await self._is_wanted(row):
+                    self._watch(now_ns + _WANTED_NS)
+                else:
+                    same = Expect(JobRow, (agent, row.id), "version", row.version)
+                    await self._core.commit(same, Delete(JobRow, (agent, row.id)), DropLogs(agent, log_of(row.id)))
 
     async def _is_wanted(self, row: JobRow) -> bool:
         """Whether its envelope is there yet, if only as a dead letter: a replay must find what was paid for."""

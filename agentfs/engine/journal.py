@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 OPEN, DONE, FAILED, UNKNOWN = "open", "done", "failed", "unknown"
 UNKNOWN_OUTCOME = "failed: unknown_outcome"
 _KEY_MAX = 300
-_FEW = 32  # entries at a time: each may hold a large receipt
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +177,11 @@ class Journal:
         """End what is over: open entries past their deadline, entries and accounts past their time."""
         now_ns = self._core.clock.now_ns()
         for agent in await self._core.store.agents(EffectRow):
-            after: str | None = None
-            while rows := await self._core.store.scan(EffectRow, agent, after=after, limit=_FEW):
-                for row in rows:
-                    try:
-                        await self._sweep_one(row, now_ns)
-                    except OSError:
-                        log.exception("effect %s of %s", row.id, agent)
-                after = rows[-1].id
+            async for row in self._core.every(EffectRow, agent):
+                try:
+                    await self._sweep_one(row, now_ns)
+                except OSError:
+                    log.exception("effect %s of %s", row.id, agent)
         for agent in await self._core.store.agents(AccountRow):
             await self._forget_accounts(agent, now_ns)
         if await self._core.store.agents(EffectRow):

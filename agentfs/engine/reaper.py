@@ -19,7 +19,6 @@ from agentfs.rows import ExecRow, SandboxRow
 
 log = logging.getLogger(__name__)
 _EVERY_NS: Final = 60_000_000_000
-_PAGE: Final = 50
 
 
 class Reaper:
@@ -52,10 +51,8 @@ class Reaper:
         """Every session by its id, without what it told: that may be large."""
         rows: dict[str, SandboxRow] = {}
         for agent in await self._core.store.agents(SandboxRow):
-            after: str | None = None
-            while page := await self._core.store.scan(SandboxRow, agent, after=after, limit=_PAGE):
-                rows |= {row.id: msgspec.structs.replace(row, request="", results="", artifacts="") for row in page}
-                after = page[-1].id
+            async for row in self._core.every(SandboxRow, agent):
+                rows[row.id] = msgspec.structs.replace(row, request="", results="", artifacts="")
         return rows
 
     def _at(self, key: str, at_ns: int, action: Callable[[], Awaitable[None]]) -> None:
@@ -118,7 +115,7 @@ class Reaper:
         """Forget sessions whose time is over, with their files and outputs."""
         now_ns = self._core.clock.now_ns()
         for agent in await self._core.store.agents(SandboxRow):
-            for row in await self._core.store.scan(SandboxRow, agent):
+            async for row in self._core.every(SandboxRow, agent):
                 if row.expires_ns is None or row.expires_ns > now_ns:
                     self.watch(row.expires_ns)
                 else:
@@ -129,8 +126,8 @@ class Reaper:
             await self.remove(row)
         except OSError as exc:
             log.info("session %s: %s; it is reaped later", row.id, exc)
-        execs = await self._core.store.scan(ExecRow, row.agent, row.id)
-        logs = [DropLogs(row.agent, log_of(row.id, each.id)) for each in execs]
+        execs = self._core.every(ExecRow, row.agent, row.id)
+        logs = [DropLogs(row.agent, log_of(row.id, each.id)) async for each in execs]
         same = Expect(SandboxRow, (row.agent, row.id), "version", row.version)
         gone = (Delete(SandboxRow, (row.agent, row.id)), Delete(ExecRow, (row.agent, row.id)))
         await self._core.commit(same, *gone, DropLogs(row.agent, log_of(row.id)), *logs)

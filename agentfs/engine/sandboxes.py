@@ -141,8 +141,8 @@ class Sandboxes:
 
     async def _fresh(self, row: SandboxRow) -> Sequence[Change]:
         """Drops what an older session of this name left: its output, and its execs with theirs."""
-        execs = await self._core.store.scan(ExecRow, row.agent, row.id)
-        logs = [DropLogs(row.agent, log_of(row.id, each.id)) for each in execs]
+        execs = self._core.every(ExecRow, row.agent, row.id)
+        logs = [DropLogs(row.agent, log_of(row.id, each.id)) async for each in execs]
         return [DropLogs(row.agent, log_of(row.id)), Delete(ExecRow, (row.agent, row.id)), *logs]
 
     async def _known(self, agent: str, intent: Intent) -> tuple[SandboxRow | None, SandboxRow | None]:
@@ -188,12 +188,11 @@ class Sandboxes:
     async def restore(self, group: TaskGroup) -> None:
         """Take up what a process that died left; then reap what no row owns, and go on doing so."""
         self.group, self.scribe = group, Scribe(self._core, group)
-        for agent in await self._core.store.agents(ExecRow):
-            for lost in await self._core.store.scan(ExecRow, agent):
-                if lost.state == RUNNING:
-                    await self._lose(lost)
         for agent in await self._core.store.agents(SandboxRow):
-            for row in await self._core.store.scan(SandboxRow, agent):
+            async for row in self._core.every(SandboxRow, agent):
+                async for lost in self._core.every(ExecRow, agent, row.id):
+                    if lost.state == RUNNING:
+                        await self._lose(lost)
                 if row.state in LIVE:
                     self._money.journal.live.add((row.agent, row.id))
                     group.start_soon(self._restore, row)  # an engine that is away must not hold up the start

@@ -34,6 +34,7 @@ import msgspec
 
 from agentfs.containers import documents, policy
 from agentfs.containers.port import Used
+from agentfs.engine.core import FEW
 from agentfs.engine.money import CONTAINERS
 from agentfs.engine.purse import Account
 from agentfs.engine.sandboxes import POLICY, Order
@@ -132,7 +133,7 @@ class Containers:
 
     async def sessions(self, at: At, after: str, limit: int) -> Sequence[Entry]:
         """Sessions by id, in pages."""
-        rows = await self._core.store.scan(SandboxRow, self._agent, after=after or None, limit=limit)
+        rows = await self._core.store.scan(SandboxRow, self._agent, after=after or None, limit=min(limit, FEW))
         return [Entry(row.id, _info(row)) for row in rows]
 
     # -- providers -------------------------------------------------------------------------------------------------

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import msgspec
 
 from agentfs.containers import documents
+from agentfs.engine.core import FEW
 from agentfs.engine.money import CONTAINERS
 from agentfs.engine.session import COMPLETE, RUNNING, log_of
 from agentfs.errors import error
@@ -78,7 +79,8 @@ class Execs:
 
     async def keys(self, at: At, after: str, limit: int) -> Sequence[Entry]:
         """Execs by id, in pages."""
-        rows = await self._core.store.scan(ExecRow, self._agent, at["session"], after=after or None, limit=limit)
+        most = min(limit, FEW)
+        rows = await self._core.store.scan(ExecRow, self._agent, at["session"], after=after or None, limit=most)
         return [Entry(row.id, _info(row)) for row in rows]
 
     def table(self) -> Dir:
