@@ -18,6 +18,21 @@ from agentfs.providers.store.memory import MemoryStore
 from agentfs.providers.store.sqlite import SqliteStore
 from conformance.drivers import DRIVERS, STORES, Driver, Runtime, in_process
 
+SLOWEST = (
+    "test_docs", "test_keys_machine", "test_conformance", "test_llm_crash", "test_remote_mount", "test_key_leak",
+    "test_money_crash", "test_signed_machine", "test_docker_hostile", "test_docker", "test_docker_away", "test_crash",
+    "test_remote", "test_cli_start", "test_bubblewrap_escape", "test_containers", "test_containers_machine",
+    "test_enclosed_machine", "test_containers_docker", "test_agentctl_run", "test_mount_sh", "test_dialogue",
+    "test_cli_keys", "test_money_model", "test_agentctl_chat",
+)  # fmt: skip
+"""The files that take longest, and so are begun first: last, each would keep one worker busy while others wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest."""
+    order = {name: number for number, name in enumerate(SLOWEST)}
+    items.sort(key=lambda item: order.get(item.path.stem, len(order)))
+
 
 @pytest.fixture
 def clock() -> ManualClock:
