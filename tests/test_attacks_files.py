@@ -188,6 +188,29 @@ async def test_programs_that_misbehave(
         assert value is None and [(r or b"").partition(b":")[0] for r in reasons] == [found]
 
 
+async def test_words_before_a_bad_line_are_told(store: Store, clock: ManualClock, tmp_path: FsPath) -> None:
+    """Whichever of the two pipes is read first."""
+
+    def load(agent: str, config: Settings) -> Execute:
+        assert isinstance(config.program, ExecProgram)
+        return Execute(config.program, {"PATH": "/usr/bin:/bin"}, tmp_path / agent, 1 << 16)
+
+    engine = Engine(store, clock, Limits(), load, lambda agent: Tree())
+    argv = ["sh", "-c", "echo before it >&2; echo garbage; exec sleep 600"]
+    doc = {"program": {"kind": "exec", "argv": argv}, "retry": {"attempts": 1}, "quarantine_after": 100}
+    async with trio.open_nursery() as nursery:
+        await nursery.start(lambda task_status: engine.run(task_status=task_status))
+        await engine.create("a", msgspec.convert(doc, Settings))
+        for _ in range(12):
+            await send(engine, "a", "x")
+        with trio.fail_after(30):
+            await settle(engine)
+        nursery.cancel_scope.cancel()
+    ring = engine.core.logs.ring("a")
+    lines = [line.line for head in await ring.heads() for line in await ring.lines(head.generation)]
+    assert sum(b'"text":"before it"' in line for line in lines) == 12
+
+
 async def test_what_agents_write_about_themselves_cannot_name_another(store: Store, clock: ManualClock) -> None:
     """An alarm's origin is the runtime's to say; a reply goes to whoever really asked."""
     async with housed(store, clock) as (engine, _, own):

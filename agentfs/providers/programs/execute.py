@@ -52,6 +52,7 @@ class Execute:
             process = await anyio.open_process(argv, env={**self._environment, **given}, start_new_session=True)
         except OSError as exc:
             raise error(errno.EREMOTEIO, detail=f"cannot start a process: {exc.strerror}") from exc
+        failure: OSError | None = None
         try:
             async with anyio.create_task_group() as group:
                 out, err = anyio.CancelScope(), anyio.CancelScope()
@@ -59,14 +60,20 @@ class Execute:
                 group.start_soon(self._linger, process, out, err)
                 async with anyio.create_task_group() as readers:
                     readers.start_soon(self._read, process.stderr, said.err, err)
-                    await self._read(process.stdout, said.out, out)
-                said.end()
+                    try:
+                        await self._read(process.stdout, said.out, out)
+                    except OSError as exc:  # what it said on stderr before is told all the same
+                        failure = exc
+                        self._kill(process)
+                said.end(is_whole=failure is None)
                 code = await process.wait()
                 group.cancel_scope.cancel()
         except BaseExceptionGroup as group_error:
             raise only(group_error) from group_error
         finally:
             await self._end(process)
+        if failure is not None:
+            raise failure
         if code != 0:
             what = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit {code}"
             raise error(errno.EREMOTEIO, detail=f"{self._program.argv[0]}: {what}: {said.last_words or 'no message'}")
@@ -94,12 +101,15 @@ class Execute:
             async for piece in stream:
                 take(piece)
 
+    def _kill(self, process: Process) -> None:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            log.debug("program and all it started have ended")
+
     async def _end(self, process: Process) -> None:
         """End the whole session of the program, however the tick ended."""
         with anyio.CancelScope(shield=True):
-            try:
-                os.killpg(process.pid, signal.SIGKILL)
-            except (ProcessLookupError, PermissionError):
-                log.debug("program and all it started have ended")
+            self._kill(process)
             await process.wait()
             await process.aclose()

@@ -43,10 +43,11 @@ class Said:
         for line in lines:
             self._say(line)
 
-    def end(self) -> None:
-        """All has come: also what ends without a newline counts. Errors as `out`."""
+    def end(self, *, is_whole: bool = True) -> None:
+        """All has come: also what ends without a newline counts, of effects when *is_whole*. Errors as `out`."""
         self._say(self._err)
-        self._take(self._out)
+        if is_whole:
+            self._take(self._out)
 
     def _take(self, line: bytes) -> None:
         if not line.strip():
