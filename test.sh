@@ -62,6 +62,6 @@ step mypy --strict agentfs agentctl conformance tests
 step lint-imports
 # One more at a time than there are processors, for most tests wait rather than work; a file's tests together, for each
 # file may hold one mount; the slowest files first.
-step timeout -k 30 1080 pytest -q -n "$(($(nproc) + 1))" --dist loadfile --no-loadscope-reorder --durations=25 --basetemp="$scratch/pytest" "$@"
+step timeout -k 30 1500 pytest -q -n "$(($(nproc) + 1))" --dist loadfile --no-loadscope-reorder --durations=25 --basetemp="$scratch/pytest" "$@"
 step leftovers
 say "all green after $SECONDS s"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Mapping
 from typing import Final, TypeVar
 
@@ -43,6 +43,24 @@ class Versions:
         return max(self._at.get((agent, facet), self._floor) for facet in facets)
 
 
+class Every(AsyncIterator[R]):
+    """See `Core.every`. No generator: one that is left half-way must not wait to be closed."""
+
+    def __init__(self, store: Store, table: type[R], prefix: tuple[str, ...]) -> None:
+        self._store, self._table, self._prefix = store, table, prefix
+        self._page: deque[R] = deque()
+        self._after: str | None = None
+
+    async def __anext__(self) -> R:
+        if not self._page:
+            self._page.extend(await self._store.scan(self._table, *self._prefix, after=self._after, limit=FEW))
+        if not self._page:
+            raise StopAsyncIteration
+        row = self._page.popleft()
+        self._after = getattr(row, self._table.KEY[len(self._prefix)])
+        return row
+
+
 class Core:
     """The shared ground of one engine; its parts hold nothing else in common."""
 
@@ -70,13 +88,9 @@ class Core:
             self.logs.touch(agent, facet, appended.get((agent, facet), ()))
         return done
 
-    async def every(self, table: type[R], *prefix: str) -> AsyncIterator[R]:
+    def every(self, table: type[R], *prefix: str) -> Every[R]:
         """Every row of *table* below *prefix*, a few at a time: each may be large."""
-        after: str | None = None
-        while rows := await self.store.scan(table, *prefix, after=after, limit=FEW):
-            for row in rows:
-                yield row
-            after = getattr(rows[-1], table.KEY[len(prefix)])
+        return Every(self.store, table, prefix)
 
     def trace(self, agent: str, kind: str, /, **fields: object) -> None:
         """Put an event of *kind* into the trace of *agent*; fields that are None are left out."""
