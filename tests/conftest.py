@@ -6,10 +6,12 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
 
+import fake_openai
 import pytest
 import trio
-from dockerkit import Engine
+from dockerkit import Engine, an_engine
 from engines import Script
+from fake_openai import FakeOpenAI
 
 from agentfs.engine.audit import audit
 from agentfs.ports import Store
@@ -75,10 +77,12 @@ async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
 @pytest.fixture(scope="session")
 def docker_engine() -> Iterator[Engine]:
     """A real container engine with an image of busybox, for all tests of this process."""
-    engine = Engine()
-    try:
-        engine.start()
-        engine.build_busybox()
+    with an_engine() as engine:
         yield engine
-    finally:
-        engine.remove()
+
+
+@pytest.fixture
+def fake() -> Iterator[FakeOpenAI]:
+    """A server of models in a thread of this process."""
+    with fake_openai.in_thread() as fake:
+        yield fake

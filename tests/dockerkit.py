@@ -10,7 +10,8 @@ import sys
 import sysconfig
 import tempfile
 import time
-from contextlib import aclosing
+from collections.abc import Iterator
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -196,3 +197,15 @@ def _copy(tree: Path, file: Path) -> None:
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(file, place)
+
+
+@contextmanager
+def an_engine() -> Iterator[Engine]:
+    """One that runs, with an image of busybox."""
+    engine = Engine()
+    try:
+        engine.start()
+        engine.build_busybox()
+        yield engine
+    finally:
+        engine.remove()

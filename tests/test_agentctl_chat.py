@@ -9,18 +9,11 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import fake_openai
 import pytest
 from fake_openai import FakeOpenAI
 from llms import PRICES
 
 from conformance.drivers import Runtime
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeOpenAI]:
-    with fake_openai.in_thread() as fake:
-        yield fake
 
 
 @pytest.fixture

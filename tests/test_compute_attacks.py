@@ -18,9 +18,9 @@ from agentfs.compute.port import Part, Task
 from agentfs.compute.prices import estimate
 from agentfs.compute.routing import Offer
 from agentfs.engine.engine import Engine
-from agentfs.engine.jobs import Order
 from agentfs.engine.models import PRICES
 from agentfs.engine.money import COMPUTE
+from agentfs.engine.orders import Order
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
@@ -130,7 +130,7 @@ async def test_a_price_that_rose_meanwhile_is_not_paid(store: Store, clock: Manu
         await opened(engine, {"models": {"m": CHEAP}})
         first, row = await submitted(engine), await submitted(engine, max_cost_usd=None)
         await settle(engine)
-        await engine.jobs.models.put("", PRICES, msgspec.json.encode({"models": {"m": DEAR}}), None)
+        await engine.jobs.models.documents.put("", PRICES, msgspec.json.encode({"models": {"m": DEAR}}), None)
         await engine.jobs.cancel("a", first.id)
         await settle(engine)
         row = await engine.jobs.row("a", row.id)

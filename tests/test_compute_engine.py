@@ -21,9 +21,10 @@ from agentfs.compute.port import ComputeProvider, Part, Task, Unserved, Why
 from agentfs.compute.prices import Price, estimate, input_tokens
 from agentfs.compute.routing import Measured, Offer, candidates
 from agentfs.engine.engine import Engine
-from agentfs.engine.jobs import LIVE, POLICY, Order
+from agentfs.engine.jobs import LIVE, POLICY
 from agentfs.engine.models import PRICES
 from agentfs.engine.money import COMPUTE
+from agentfs.engine.orders import Order
 from agentfs.errors import error
 from agentfs.grants import Grant
 from agentfs.limits import Limits
@@ -86,9 +87,9 @@ async def opened(engine: Engine, table: Any = FREE_TABLE, **policy: Any) -> None
     engine.adopt(lambda row, service: grant, nobody)
     await started(engine)
     models = engine.jobs.models
-    await models.put("", PRICES, msgspec.json.encode(table), None)
+    await models.documents.put("", PRICES, msgspec.json.encode(table), None)
     if policy:
-        await models.put("a", POLICY, msgspec.json.encode(policy), None)
+        await models.documents.put("a", POLICY, msgspec.json.encode(policy), None)
 
 
 async def asked(engine: Engine, clock: ManualClock, model: str = "m", **fields: Any) -> JobRow:

@@ -9,19 +9,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_openai
 import pytest
 from fake_openai import FakeOpenAI
 from llms import PRICES
 from machine import Machine
 
 CHAT = {"model": "echo", "input": {"messages": [{"role": "user", "content": "one two three"}]}}
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeOpenAI]:
-    with fake_openai.in_thread() as fake:
-        yield fake
 
 
 @pytest.fixture

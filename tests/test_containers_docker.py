@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from dockerkit import BUSYBOX, Engine
+from dockerkit import BUSYBOX, Engine, an_engine
 from machine import Machine
 from test_containers_machine import curl, died, ended, load, new, post, settled, waited
 
@@ -16,13 +16,8 @@ from test_containers_machine import curl, died, ended, load, new, post, settled,
 @pytest.fixture
 def engine() -> Iterator[Engine]:
     """One for this test alone: it is killed."""
-    engine = Engine()
-    try:
-        engine.start()
-        engine.build_busybox()
+    with an_engine() as engine:
         yield engine
-    finally:
-        engine.remove()
 
 
 @pytest.fixture

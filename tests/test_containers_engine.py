@@ -18,7 +18,8 @@ from agentfs.containers.documents import Exec, parse
 from agentfs.containers.port import Inside, Offer
 from agentfs.engine.engine import Engine
 from agentfs.engine.money import CONTAINERS
-from agentfs.engine.sandboxes import POLICY, Housing, Order
+from agentfs.engine.orders import Order
+from agentfs.engine.sandboxes import POLICY, Housing
 from agentfs.engine.session import LIVE, RUNNING, log_of
 from agentfs.grants import Grant
 from agentfs.limits import Limits
@@ -39,7 +40,7 @@ async def opened(engine: Engine, *, per_day_usd: int = 1_000_000, is_new: bool =
     engine.adopt(lambda row, service: grant, nobody)
     if is_new:
         await started(engine)
-        await engine.jobs.models.put("a", POLICY, b'{"max_sessions":100}', None)
+        await engine.jobs.models.documents.put("a", POLICY, b'{"max_sessions":100}', None)
 
 
 async def submit(engine: Engine, request: dict[str, Any], key: str = "") -> SandboxRow:
@@ -215,7 +216,7 @@ async def test_others_wait_for_a_place(store: Store, clock: ManualClock) -> None
 async def test_no_more_sessions_than_allowed_however_they_come(store: Store, clock: ManualClock) -> None:
     async with running(store, clock, housing=Housing({"cells": Offer(Cells())}, slow)) as engine:
         await opened(engine)
-        await engine.jobs.models.put("a", POLICY, b'{"max_sessions":2}', None)
+        await engine.jobs.models.documents.put("a", POLICY, b'{"max_sessions":2}', None)
         made, refused = list[str](), list[int | None]()
 
         async def one() -> None:
@@ -369,6 +370,6 @@ async def test_a_provider_that_fails_says_why(store: Store, clock: ManualClock) 
         assert (row.state, row.error, row.cost_usd) == ("failed", "ENOTCONN", 0) and "away" in row.reason
         cells.failure = None
         repo = {"repo": {"url": "https://h/p"}, "limits": {"allow_network": True}}
-        await engine.jobs.models.put("a", POLICY, b'{"allow_network":true}', None)
+        await engine.jobs.models.documents.put("a", POLICY, b'{"allow_network":true}', None)
         row = await over(engine, (await submit(engine, words("hello", **repo))).id)
         assert (row.error, await books(store)) == ("EOPNOTSUPP", (0, 0)) and "repo" in row.reason

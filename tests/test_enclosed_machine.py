@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_openai
 import pytest
 from fake_openai import FakeOpenAI
 from llms import PRICES
@@ -16,12 +15,6 @@ from machine import Machine
 SCRIPT = """if grep -q stay; then echo x >> /agent/kv/stayed; sleep 1000; fi
 echo "{\\"type\\": \\"reply\\", \\"payload\\": $(tr -d '\\n' < /agent/status)}"
 """
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeOpenAI]:
-    with fake_openai.in_thread() as fake:
-        yield fake
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import fake_openai
 import pytest
 from fake_openai import FakeOpenAI
 from llms import PRICES
@@ -15,12 +14,6 @@ from machine import Machine
 
 ECHO = {"model": "echo", "input": {"messages": [{"role": "user", "content": "hi"}]}, "max_cost_usd": 700}
 UNKNOWN = "EREMOTEIO: failed: unknown_outcome"
-
-
-@pytest.fixture
-def fake() -> Iterator[FakeOpenAI]:
-    with fake_openai.in_thread() as fake:
-        yield fake
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import anyio
 import msgspec
@@ -19,10 +18,10 @@ from agentfs.compute.documents import Request
 from agentfs.compute.policy import Policy
 from agentfs.compute.routing import Offer, places
 from agentfs.engine.core import FEW, Core
-from agentfs.engine.journal import OPEN, UNKNOWN_OUTCOME, Intent, hash_of
+from agentfs.engine.journal import OPEN, UNKNOWN_OUTCOME, Intent
 from agentfs.engine.models import Models
 from agentfs.engine.money import COMPUTE, Money
-from agentfs.engine.purse import Account
+from agentfs.engine.orders import Order, known
 from agentfs.engine.run import Ending, Run
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.timers import Timers
@@ -30,31 +29,18 @@ from agentfs.errors import error
 from agentfs.fault import point
 from agentfs.ports import Append, AtMost, Change, Delete, DropLogs, Expect, Put
 from agentfs.rows import AgentRow, JobRow
-from agentfs.types import Path
 
 log = logging.getLogger(__name__)
 POLICY = "compute-policy"
 PENDING, RUNNING, STREAMING = "pending", "running", "streaming"
 COMPLETE, FAILED, CANCELLED = "complete", "failed", "cancelled"
 LIVE = (PENDING, RUNNING, STREAMING)
-_GRACE_NS = 60_000_000_000  # behind a job's own time limit, the journal counts it as lost
 _WANTED_NS = 3_600_000_000_000  # a job whose time is over, and that may be replayed, is looked at again
 
 
 def log_of(job: str) -> str:
     """The name of a job's record log."""
     return f"job-{job}"
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One submit: whose, what, for which account, and under which key."""
-
-    agent: str
-    request: Request
-    account: Account
-    key: str
-    path: Path
 
 
 class Jobs:
@@ -67,7 +53,7 @@ class Jobs:
         self._scribe: Scribe | None = None
         self._slots = anyio.Semaphore(core.limits.jobs_running)
 
-    async def submit(self, order: Order) -> tuple[JobRow, bool]:
+    async def submit(self, order: Order[Request]) -> tuple[JobRow, bool]:
         """The job of *order*, and whether it is new; it runs by itself from now on.
 
         ENOENT and EACCES for the model, EDQUOT, EPERM while it needs approval, EEXIST for a key of another request,
@@ -76,10 +62,10 @@ class Jobs:
         request, agent = order.request, order.agent
         rules = await self.policy(agent)
         rules.check(request)
-        old, known = await self._known(order)
+        old, same = await known(self._core, self._money.journal, JobRow, self._intent(order, 0))
         self._look()
-        offers = [] if known else await self.models.route(request, rules)
-        reserved = known.reserved_usd if known else _reserved(request, rules, offers)
+        offers = [] if same else await self.models.route(request, rules)
+        reserved = same.reserved_usd if same else _reserved(request, rules, offers)
         intent = self._intent(order, reserved)
         row = JobRow(
             agent=agent, id=intent.id, request=msgspec.json.encode(request.kept()).decode(), state=PENDING,
@@ -96,22 +82,10 @@ class Jobs:
             point("job.submitted")
         return row if is_new else await self.row(agent, intent.id), is_new
 
-    def _intent(self, order: Order, reserved: int) -> Intent:
-        charges = order.account.charges()
-        ticks = [c.period.removeprefix("tick:") for c in charges if c.period.startswith("tick:")]
-        deadline = self._core.clock.now_ns() + order.request.timeout_ms * 1_000_000 + _GRACE_NS
-        return Intent(
-            agent=order.agent, provider=COMPUTE, key=order.key, hash=hash_of(msgspec.to_builtins(order.request.kept())),
-            max_cost_usd=reserved, charges=charges, source=order.account.principal.source, deadline_ns=deadline,
-            envelope=ticks[0] if ticks else "",
-        )  # fmt: skip
-
-    async def _known(self, order: Order) -> tuple[JobRow | None, JobRow | None]:
-        """The job under this key, and the same when this very request began it: its replay needs no model."""
-        intent = self._intent(order, 0)
-        old = await self._core.store.get(JobRow, order.agent, intent.id)
-        entry = await self._money.journal.get(order.agent, intent.id)
-        return old, old if entry is not None and entry.hash == intent.hash else None
+    def _intent(self, order: Order[Request], reserved: int) -> Intent:
+        request = order.request
+        until_ns = self._core.clock.now_ns() + request.timeout_ms * 1_000_000
+        return order.intent(COMPUTE, msgspec.to_builtins(request.kept()), reserved, until_ns)
 
     def _look(self) -> None:
         """Have lists of models that are old asked for again, while jobs go on with what is known."""
@@ -219,7 +193,7 @@ class Jobs:
 
     async def policy(self, agent: str) -> Policy:
         """What the operator lets *agent* ask for."""
-        row = await self.models.row(agent, POLICY)
+        row = await self.models.documents.row(agent, POLICY)
         return policies.parse(row.text.encode()) if row else Policy()
 
     def _watch(self, at_ns: int | None) -> None:

@@ -21,10 +21,9 @@ from agentfs.compute.port import ComputeProvider
 from agentfs.compute.prices import FREE, Price, Prices
 from agentfs.compute.routing import Measured, Offer, candidates, is_priced
 from agentfs.engine.core import Core
+from agentfs.engine.documents import Documents
 from agentfs.engine.secrets import Secrets
 from agentfs.errors import detail_of, error
-from agentfs.ports import Expect, Put
-from agentfs.rows import DocumentRow
 
 log = logging.getLogger(__name__)
 PRICES = "prices"
@@ -50,7 +49,7 @@ class Models:
     """All providers of one runtime, by name."""
 
     def __init__(self, core: Core, secrets: Secrets, providers: Mapping[str, tuple[ComputeProvider, str]]) -> None:
-        self._core, self._secrets = core, secrets
+        self._core, self._secrets, self.documents = core, secrets, Documents(core)
         self.served = {name: Served(name, provider, key) for name, (provider, key) in providers.items()}
         self._asking = anyio.Lock()
 
@@ -95,21 +94,9 @@ class Models:
 
     # -- prices ----------------------------------------------------------------------------------------------------
 
-    async def row(self, agent: str, name: str) -> DocumentRow | None:
-        """A document of the operator's."""
-        return await self._core.store.get(DocumentRow, agent, name)
-
-    async def put(self, agent: str, name: str, text: bytes, match: int | None) -> None:
-        """Replace a document of the operator's. ESTALE: *match* is not its version."""
-        old = await self.row(agent, name)
-        at_ns = max(self._core.clock.now_ns(), old.changed_at_ns + 1 if old else 0)
-        row = DocumentRow(agent=agent, name=name, text=text.decode(), changed_at_ns=at_ns)
-        same = [Expect(DocumentRow, (agent, name), "changed_at_ns", match)] if match is not None else []
-        await self._core.commit(*same, Put(row))
-
     async def prices(self) -> Prices:
         """The table as the operator wrote it last."""
-        row = await self.row("", PRICES)
+        row = await self.documents.row("", PRICES)
         return prices.parse(row.text.encode()) if row else Prices()
 
     # -- routes ----------------------------------------------------------------------------------------------------

@@ -21,10 +21,11 @@ from agentfs.containers.documents import Limits, Request
 from agentfs.containers.policy import Policy
 from agentfs.containers.port import Inside, Offer, Spec
 from agentfs.engine.core import Core
+from agentfs.engine.documents import Documents
 from agentfs.engine.execs import last
-from agentfs.engine.journal import DONE, OPEN, UNKNOWN_OUTCOME, Intent, hash_of
+from agentfs.engine.journal import DONE, OPEN, UNKNOWN_OUTCOME
 from agentfs.engine.money import CONTAINERS, Money
-from agentfs.engine.purse import Account
+from agentfs.engine.orders import Order, known
 from agentfs.engine.reaper import Reaper
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
@@ -33,24 +34,11 @@ from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.fault import point
 from agentfs.ports import Append, AtMost, Change, Delete, DropLogs, Expect, Put
-from agentfs.rows import AgentRow, DocumentRow, ExecRow, SandboxRow
+from agentfs.rows import AgentRow, ExecRow, SandboxRow
 from agentfs.service import FileService
-from agentfs.types import Path
 
 log = logging.getLogger(__name__)
 POLICY = "containers-policy"
-_GRACE_NS = 60_000_000_000  # behind a session's own time limit, the journal counts it as lost
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """One submit: whose, what, for which account, and under which key."""
-
-    agent: str
-    request: Request
-    account: Account
-    key: str
-    path: Path
 
 
 Prepare = Callable[[str], Awaitable[Inside]]
@@ -82,6 +70,7 @@ class Sandboxes:
 
     def __init__(self, core: Core, timers: Timers, money: Money, secrets: Secrets, housing: Housing) -> None:
         self._core, self._timers, self._money, self._secrets = core, timers, money, secrets
+        self._documents = Documents(core)
         self.offers, self._inside, self._ready = housing.offers, housing.inside, housing.ready
         self.running: dict[tuple[str, str], Session] = {}
         self._beginning = Counter[tuple[str, str]]()
@@ -91,7 +80,7 @@ class Sandboxes:
         self._slots = anyio.Semaphore(core.limits.sandboxes_running)
         self._reaper = Reaper(core, timers, self.offers, self.running, self.held)
 
-    async def submit(self, order: Order) -> tuple[SandboxRow, bool]:
+    async def submit(self, order: Order[Request]) -> tuple[SandboxRow, bool]:
         """The session of *order*, and whether it is new; it runs by itself from now on.
 
         EACCES past the policy, ENOENT for the provider, EOPNOTSUPP for what it cannot do, EDQUOT for money and for
@@ -103,16 +92,18 @@ class Sandboxes:
         name = self._choice(request, rules, limits)
         rules.check(request, self._image(request, rules, name))
         price = self.offers[name].usd_per_hour
-        intent = self._intent(order, terms.reserved(request, rules, price, limits), limits)
-        old, known = await self._known(order.agent, intent)
-        if known is None and self._others(agent, intent.id) >= rules.max_sessions:
+        now_ns = self._core.clock.now_ns()
+        until_ns = now_ns + terms.time_ns(request, limits)
+        reserved = terms.reserved(request, rules, price, limits)
+        intent = order.intent(CONTAINERS, msgspec.to_builtins(request), reserved, until_ns)
+        old, same = await known(self._core, self._money.journal, SandboxRow, intent)
+        if same is None and self._others(agent, intent.id) >= rules.max_sessions:
             raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
         stored = msgspec.json.encode(request).decode()
         row = SandboxRow(
             agent=agent, id=intent.id, request=stored, state=PROVISIONING, provider=name,
-            source=order.account.principal.source, at_ns=self._core.clock.now_ns(), reserved_usd=intent.max_cost_usd,
-            usd_per_hour=price, until_ns=self._core.clock.now_ns() + terms.time_ns(request, limits),
-            version=old.version + 1 if old else 1,
+            source=order.account.principal.source, at_ns=now_ns, reserved_usd=reserved, usd_per_hour=price,
+            until_ns=until_ns, version=old.version + 1 if old else 1,
         )  # fmt: skip
         room = AtMost(SandboxRow, (agent,), self._core.limits.sandboxes, errno.ENOSPC)
         self._beginning[agent, row.id] += 1  # at once: others ask how many there are
@@ -129,27 +120,11 @@ class Sandboxes:
             self._beginning += Counter()  # without what is at 0
         return row if is_new else await self.row(agent, intent.id), is_new
 
-    def _intent(self, order: Order, reserved: int, limits: Limits) -> Intent:
-        charges = order.account.charges()
-        ticks = [c.period.removeprefix("tick:") for c in charges if c.period.startswith("tick:")]
-        return Intent(
-            agent=order.agent, provider=CONTAINERS, key=order.key, hash=hash_of(msgspec.to_builtins(order.request)),
-            max_cost_usd=reserved, charges=charges, source=order.account.principal.source,
-            deadline_ns=self._core.clock.now_ns() + terms.time_ns(order.request, limits) + _GRACE_NS,
-            envelope=ticks[0] if ticks else "",
-        )  # fmt: skip
-
     async def _fresh(self, row: SandboxRow) -> Sequence[Change]:
         """Drops what an older session of this name left: its output, and its execs with theirs."""
         execs = self._core.every(ExecRow, row.agent, row.id)
         logs = [DropLogs(row.agent, log_of(row.id, each.id)) async for each in execs]
         return [DropLogs(row.agent, log_of(row.id)), Delete(ExecRow, (row.agent, row.id)), *logs]
-
-    async def _known(self, agent: str, intent: Intent) -> tuple[SandboxRow | None, SandboxRow | None]:
-        """The session under this key, and the same when this very request began it."""
-        old = await self._core.store.get(SandboxRow, agent, intent.id)
-        entry = await self._money.journal.get(agent, intent.id)
-        return old, old if entry is not None and entry.hash == intent.hash else None
 
     def _others(self, agent: str, id: str) -> int:
         return sum(key[0] == agent and key[1] != id for key in self._beginning.keys() | self.running.keys())
@@ -368,7 +343,7 @@ class Sandboxes:
 
     async def policy(self, agent: str) -> Policy:
         """What the operator lets *agent* have."""
-        row = await self._core.store.get(DocumentRow, agent, POLICY)
+        row = await self._documents.row(agent, POLICY)
         return policies.parse(row.text.encode()) if row else Policy()
 
 

@@ -27,8 +27,9 @@ from typing import Any
 import msgspec
 
 from agentfs.compute import documents, policy
-from agentfs.engine.jobs import COMPLETE, LIVE, POLICY, Order, log_of
+from agentfs.engine.jobs import COMPLETE, LIVE, POLICY, log_of
 from agentfs.engine.money import COMPUTE
+from agentfs.engine.orders import Order
 from agentfs.engine.purse import Account
 from agentfs.errors import error
 from agentfs.record import Log
@@ -46,6 +47,7 @@ class Compute:
     def __init__(self, scope: Scope) -> None:
         self._engine, self._core, self._agent = scope.engine, scope.engine.core, scope.agent
         self._jobs, self._models = scope.engine.jobs, scope.engine.jobs.models
+        self._documents = self._models.documents
 
     async def new(self, at: At, doc: bytes) -> bytes:
         """Submit a request."""
@@ -153,11 +155,11 @@ class Compute:
     async def set_policy(self, at: At, doc: bytes) -> None:
         """Replace it."""
         policy.parse(doc)
-        await self._models.put(self._agent, POLICY, doc, at.want.match)
+        await self._documents.put(self._agent, POLICY, doc, at.want.match)
 
     async def policy_info(self, at: At) -> Info:
         """When it was written."""
-        row = await self._models.row(self._agent, POLICY)
+        row = await self._documents.row(self._agent, POLICY)
         return Info(row.changed_at_ns, 0, row.changed_at_ns) if row else Info()
 
     async def usage(self, at: At) -> bytes:

@@ -35,9 +35,11 @@ import msgspec
 from agentfs.containers import documents, policy
 from agentfs.containers.port import Used
 from agentfs.engine.core import FEW
+from agentfs.engine.documents import Documents
 from agentfs.engine.money import CONTAINERS
+from agentfs.engine.orders import Order
 from agentfs.engine.purse import Account
-from agentfs.engine.sandboxes import POLICY, Order
+from agentfs.engine.sandboxes import POLICY
 from agentfs.engine.session import LIVE, log_of
 from agentfs.errors import error
 from agentfs.record import Log
@@ -56,7 +58,7 @@ class Containers:
 
     def __init__(self, scope: Scope) -> None:
         self._engine, self._core, self._agent = scope.engine, scope.engine.core, scope.agent
-        self._sandboxes, self._models = scope.engine.sandboxes, scope.engine.jobs.models
+        self._sandboxes, self._documents = scope.engine.sandboxes, Documents(scope.engine.core)
 
     async def new(self, at: At, doc: bytes) -> bytes:
         """Submit a request."""
@@ -172,11 +174,11 @@ class Containers:
     async def set_policy(self, at: At, doc: bytes) -> None:
         """Replace it."""
         policy.parse(doc)
-        await self._models.put(self._agent, POLICY, doc, at.want.match)
+        await self._documents.put(self._agent, POLICY, doc, at.want.match)
 
     async def policy_info(self, at: At) -> Info:
         """When it was written."""
-        row = await self._models.row(self._agent, POLICY)
+        row = await self._documents.row(self._agent, POLICY)
         return Info(row.changed_at_ns, 0, row.changed_at_ns) if row else Info()
 
     async def usage(self, at: At) -> bytes:

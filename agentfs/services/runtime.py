@@ -36,7 +36,7 @@ def _compute(models: Models) -> Dir:
 
     async def write(at: At, doc: bytes) -> None:
         prices.parse(doc)
-        await models.put("", PRICES, doc, at.want.match)
+        await models.documents.put("", PRICES, doc, at.want.match)
 
     return Dir(name="compute", entries=[File(name="prices", read=read, write=write)])
 
