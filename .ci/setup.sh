@@ -3,6 +3,9 @@
 # shellcheck shell=bash
 : "${here:?the checkout}"
 
+# Without compiled modules each start would compile all of agentfs again, which takes as long as the start itself.
+unset PYTHONDONTWRITEBYTECODE
+
 say() { printf '%s\n' "$*" >&2; }
 die() { say "${0##*/}: $*"; exit 1; }
 

@@ -6,7 +6,6 @@ No command holds state; what the files mean is the runtime's.
 from __future__ import annotations
 
 import errno
-import importlib.metadata
 import os
 import shlex
 import stat as _stat
@@ -48,7 +47,9 @@ Data = Annotated[str | None, typer.Argument(metavar="DATA|-", help="Default or -
 
 def _version(wanted: bool) -> None:
     if wanted:
-        typer.echo(f"agentctl {importlib.metadata.version('agentfs')}")
+        from importlib.metadata import version  # here: no other command waits for it
+
+        typer.echo(f"agentctl {version('agentfs')}")
         raise typer.Exit
 
 
@@ -368,4 +369,7 @@ def run(args: list[str] | None = None) -> int:
 
 def main() -> None:
     """The ``agentctl`` command."""
+    for name in ("trio", "anyio", "h2"):
+        # None: not to be found. httpx takes these along where they are; one thread over HTTP/1.1 needs none of them.
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
     sys.exit(run())

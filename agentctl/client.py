@@ -20,7 +20,7 @@ import msgspec
 
 from agentctl import sse, wire
 from agentctl.wire import Entry, Page
-from agentfs.client import Trust, base, translated, unreachable
+from agentfs.client import Trust, base, nobody, translated, unreachable
 from agentfs.errors import error, from_wire
 
 T = TypeVar("T")
@@ -70,7 +70,7 @@ class Client:
             auth=auth,
             trust_env=False,
             transport=httpx.HTTPTransport(uds=socket) if socket else None,
-            verify=(trust or Trust()).context() if self.url.startswith("https:") else True,
+            verify=(trust or Trust()).context() if self.url.startswith("https:") else nobody(),
         )
 
     def __enter__(self) -> Self:

@@ -18,9 +18,6 @@ from dataclasses import dataclass
 from typing import BinaryIO, Final
 
 import msgspec
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from agentctl.sse import lines
 from agentfs.errors import error
@@ -185,6 +182,10 @@ class Output:
         return self.form or (Format.TABLE if self._is_terminal() else Format.JSON)
 
     def _table(self, header: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        from rich.console import Console  # here: only a table waits for it
+        from rich.table import Table
+        from rich.text import Text
+
         table = Table(box=None, show_header=bool(header), header_style="", pad_edge=False, padding=(0, 2, 0, 0))
         lines = [[Text(printable(value)) for value in row] for row in rows]
         for title in header or (lines[0] if lines else ()):

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import httpx
-
 from agentfs.errors import error
 
 
@@ -62,6 +60,14 @@ def found(env: Mapping[str, str], home: Path | None = None, *, is_operator: bool
     return Trust(ca, cert, key)
 
 
+def nobody() -> ssl.SSLContext:
+    """The settings of a client that speaks plain HTTP only: no certificate is believed, and no authorities are read.
+
+    Reading this machine's authorities takes far longer than a request.
+    """
+    return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+
+
 def base(url: str) -> str:
     """*url* without its final slash. EINVAL unless it is plain ``http(s)://host[:port][/prefix]``."""
     try:
@@ -82,6 +88,8 @@ def unreachable(path: str, text: str) -> OSError:
 @contextlib.contextmanager
 def translated(url: str, path: str) -> Iterator[None]:
     """Turn what httpx raises into ENOTCONN, ETIMEDOUT, EINVAL, EIO, or EACCES for what TLS refuses."""
+    import httpx  # here: who asks for it has it, and who only reads URLs or trust does not wait for it
+
     try:
         yield
     except (httpx.ConnectError, httpx.ConnectTimeout) as exc:

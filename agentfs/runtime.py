@@ -13,7 +13,7 @@ from contextlib import asynccontextmanager
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path as FsPath
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 import trio
@@ -30,7 +30,7 @@ from agentfs.engine.sandboxes import Housing
 from agentfs.engine.settings import InlineProgram, LlmProgram, Settings, parse_settings
 from agentfs.engine.warm import Run
 from agentfs.errors import only
-from agentfs.faces.http import Face, app, serve, tls
+from agentfs.faces.http import Face, app, serve
 from agentfs.house import build
 from agentfs.ports import Clock, Signer, Store
 from agentfs.providers.clock import SystemClock
@@ -48,6 +48,9 @@ from agentfs.spaces import Spaces
 from agentfs.state import Running, StateDir
 from agentfs.types import Principal
 from agentfs.watchdog import watching
+
+if TYPE_CHECKING:
+    from agentfs.faces.http.tls import Gate
 
 log = logging.getLogger(__name__)
 SOCKET: Final = "/run/agentfs.sock"
@@ -167,7 +170,7 @@ class Runtime:
     def __init__(
         self, config: Config, store: Store, clock: Clock, operator_token: str, signer: Signer,
         providers: Mapping[str, tuple[ComputeProvider, str]], offers: Mapping[str, Offer],
-        gate: tls.Gate | None = None,
+        gate: Gate | None = None,
     ) -> None:  # fmt: skip
         self.config, self.clock, self._store, self._gate = config, clock, store, gate
         self._is_open = trio.Event()  # every door is: what is bound into sandboxes is there
@@ -288,6 +291,14 @@ def _shown(config: Config) -> Mapping[str, Any]:
     return {k: str(v) if isinstance(v, FsPath) else v for k, v in asdict(config).items()}
 
 
+def _gate(config: Config) -> Gate | None:
+    if config.tls_cert is None:
+        return None
+    from agentfs.faces.http.tls import gate  # here: only a face with TLS waits for what certificates need
+
+    return gate(config.tls_cert, config.tls_key, config.tls_client_ca)
+
+
 async def _signals(stop: trio.Event) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as received:
         async for number in received:
@@ -301,7 +312,7 @@ async def run(config: Config, phrase: int = -1) -> None:
     *phrase* is a descriptor with the passphrase of the keys, or -1; it is closed. EINVAL, EACCES when they do not open.
     ENOENT or EINVAL names a TLS option whose file will not do, before anything is opened.
     """
-    gate = tls.gate(config.tls_cert, config.tls_key, config.tls_client_ca)
+    gate = _gate(config)
     logline.configure(config.log_level)
     clock, stop, home = SystemClock(), trio.Event(), StateDir(config.state)
     token = home.token.read_text().strip()

@@ -77,7 +77,7 @@ class Desk:
         self.top.mkdir()
         (self.top / "mount.sh").write_text(MOUNT_SH)
         (self.top / "mount.sh").chmod(0o755)
-        shutil.copytree(TOP / "agentfs", self.top / "agentfs", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(TOP / "agentfs", self.top / "agentfs")  # with what is compiled already
         kept = {name: value for name, value in os.environ.items() if not name.startswith("AGENTFS_")}
         self.env = kept | {
             "AGENTFS_STATE": str(self.state.path),

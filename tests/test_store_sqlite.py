@@ -18,9 +18,10 @@ import sqlite_utils
 import trio
 
 from agentfs.ports import Append, Delete, DropLogs, Expect, Insert, Put, Unit
-from agentfs.providers.store.schema import PLAN, Plan
+from agentfs.providers.store.schema import PLAN, Plan, table_sql
+from agentfs.providers.store.shape import shape_of
 from agentfs.providers.store.sqlite import WAITING, SqliteStore
-from agentfs.rows import AccountRow, AgentRow, EnvelopeRow, KvRow
+from agentfs.rows import TABLES, AccountRow, AgentRow, EnvelopeRow, KvRow
 from conformance.storebench import commit, letter, value
 from conformance.storemodel import Model, differences
 
@@ -347,3 +348,12 @@ def test_it_runs_on_asyncio_too(tmp_path: Path) -> None:
         return hashlib.sha256(lines[-2].line).hexdigest() if len(lines) == 50 else ""
 
     assert anyio.run(main, backend="asyncio")
+
+
+def test_a_new_table_is_what_sqlite_utils_makes() -> None:
+    """A migration's step has that library, and what it makes and what a new file has must not differ."""
+    db = sqlite_utils.Database(memory=True)
+    for shape in map(shape_of, TABLES):
+        columns, needed = dict(zip(shape.names, shape.kinds, strict=True)), set(shape.names) - shape.optional
+        wanted = db.create_table_sql(shape.name, columns, pk=shape.key, not_null=needed, strict=True)
+        assert table_sql(shape.name, columns, shape.key, needed) == wanted.rstrip().removesuffix(";"), shape.name

@@ -12,7 +12,6 @@ import time
 from pathlib import Path
 from typing import Annotated
 
-import trio
 import typer
 
 from agentfs.cli import ca, keys, mounts, phrase, process, remote, show
@@ -102,10 +101,14 @@ def serve_token(
     key: Annotated[Path | None, typer.Option("--key")] = None,
 ) -> None:
     """Serve what the token on standard input opens at a URL."""
-    remote.serve(url, mount, Trust(ca, cert, key))
+    from agentfs.cli.opened import serve  # here: no other command waits for what a client needs
+
+    serve(url, mount, Trust(ca, cert, key))
 
 
 def _run(config: Config) -> None:
+    import trio
+
     from agentfs.runtime import run  # here, so that every other command works without what a runtime needs
 
     trio.run(run, config, phrase.taken())

@@ -14,10 +14,8 @@ import sys
 from pathlib import Path
 from typing import Final
 
-import trio
-
 from agentfs.errors import error
-from agentfs.faces.fuse.place import FSNAME, Mounted, prepare, topmost, unmount
+from agentfs.faces.fuse.place import FSNAME, Mounted, claim, topmost
 
 _PROBE: Final = "import os, sys\ntry: getattr(os, sys.argv[2])(sys.argv[1])\nexcept OSError as exc: sys.exit(exc.errno)"
 DEPTH: Final = 8  # mounts on top of each other that are taken off
@@ -52,7 +50,7 @@ def clear(place: Path) -> int:
         found = entry(place)
         if found is None or found.source != FSNAME or probe(place, ask="statvfs") != errno.ENOTCONN:
             return count
-        trio.run(unmount, found.at)
+        take_off(found)
     raise error(errno.EBUSY, str(place), f"more than {DEPTH} dead mounts on top of each other")
 
 
@@ -62,8 +60,24 @@ def make_room(place: Path) -> int:
     EBUSY when something else is mounted there, ENOTEMPTY or ENOTDIR when it holds anything else.
     """
     count = clear(place)
-    trio.run(prepare, place)
+    if entry(place) is None:
+        claim(place)
+    else:
+        import trio
+
+        from agentfs.faces.fuse.removal import prepare  # here: hardly ever is something left to be looked at again
+
+        trio.run(prepare, place)
     return count
+
+
+def take_off(mounted: Mounted) -> None:
+    """Take *mounted* out of sight, in use or not. EBUSY with the tool's words if that fails."""
+    import trio
+
+    from agentfs.faces.fuse.removal import unmount  # here: most commands find nothing to be taken off
+
+    trio.run(unmount, mounted.at)
 
 
 def check_fuse() -> None:

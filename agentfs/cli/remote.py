@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -16,18 +15,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-import trio
-
-from agentfs import logline
 from agentfs.cli import mounts
 from agentfs.cli.start import POLL_SECONDS, Foreground, abandon, detached, ready_place
 from agentfs.client import Trust, found
 from agentfs.config import Config
-from agentfs.errors import error, only
-from agentfs.faces.fuse.place import Mounted, unmount
-from agentfs.providers.remote import RemoteService
+from agentfs.errors import error
+from agentfs.faces.fuse.place import Mounted
 from agentfs.state import StateDir
-from agentfs.types import ROOT
 
 SUBTYPE: Final = "agentfs-token"
 """What the mount table calls such a mount: ``fuse.agentfs-token``."""
@@ -76,7 +70,9 @@ def shared(
 
 def start(share: Share, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
     """Mount, and return when it answers. EACCES for a bad token, ENOTCONN; EBUSY ... for the place; EIO, ETIMEDOUT."""
-    trio.run(_check, share)
+    from agentfs.cli.opened import check  # here: only who mounts so waits for what a client needs
+
+    check(share.url, share.token, share.trust)
     ready_place(share.place, say)
     child, since = _spawn(share)
     try:
@@ -86,11 +82,6 @@ def start(share: Share, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
         mounts.clear(share.place)
         raise
     return child
-
-
-async def _check(share: Share) -> None:
-    async with RemoteService(share.url, share.token, trust=share.trust) as service:
-        await service.stat(ROOT)
 
 
 def _spawn(share: Share) -> tuple[subprocess.Popen[bytes], int | None]:
@@ -136,30 +127,6 @@ def stop(place: Path, say: Callable[[str], None]) -> bool:
     found = mounts.entry(place)
     if found is None or not is_share(found):
         return False
-    trio.run(unmount, found.at)
+    mounts.take_off(found)
     say(f"unmounted {place}")
     return True
-
-
-def serve(url: str, place: Path, trust: Trust) -> None:
-    """Serve the mount, with the token that is on standard input, until it is taken off or SIGTERM or SIGINT comes."""
-    logline.configure("info")
-    try:
-        trio.run(_serve, url, sys.stdin.readline().strip(), place, trust)
-    except BaseExceptionGroup as group:
-        raise only(group) from group
-
-
-async def _serve(url: str, token: str, place: Path, trust: Trust) -> None:
-    from agentfs.faces.fuse.mount import serve as serve_mount  # an extra: only a mount needs libfuse
-
-    async with RemoteService(url, token, trust=trust) as service, trio.open_nursery() as nursery:
-        nursery.start_soon(_end, nursery.cancel_scope)
-        await serve_mount(service, place, subtype=SUBTYPE)
-        nursery.cancel_scope.cancel()
-
-
-async def _end(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as received:
-        async for _ in received:
-            scope.cancel()

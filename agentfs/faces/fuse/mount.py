@@ -19,7 +19,8 @@ import trio
 from agentfs.errors import error
 from agentfs.faces.fuse.binding import Operations
 from agentfs.faces.fuse.core import Core, Usage
-from agentfs.faces.fuse.place import FSNAME, Mounted, clear, prepare, topmost
+from agentfs.faces.fuse.place import FSNAME, Mounted, topmost
+from agentfs.faces.fuse.removal import clear, prepare
 from agentfs.service import FileService
 
 _SPARE_TASKS: Final = 256

@@ -1,6 +1,6 @@
-"""Mount points: the mount table, and making a place ready to be mounted on or free again.
+"""Mount points: the mount table, and a free place made ready to be mounted on.
 
-No place is looked into before the mount table has said what is there; nothing of the tree that is served.
+No place is looked into before the mount table has said what is there; what is mounted stays.
 """
 
 from __future__ import annotations
@@ -8,20 +8,13 @@ from __future__ import annotations
 import errno
 import os
 import re
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import trio
-
 from agentfs.errors import error
 
 FSNAME: Final = "agentfs"
-_PROBE: Final = "import os, sys\ntry: os.statvfs(sys.argv[1])\nexcept OSError as e: sys.exit(e.errno)"
-_PROBE_S: Final = 2.0
-_DEAD: Final = (errno.ENOTCONN, errno.ECONNABORTED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,21 +46,20 @@ def topmost(at: str) -> Mounted | None:
     return next((m for m in reversed(mounts()) if m.at == at), None)
 
 
-async def prepare(at: str | os.PathLike[str]) -> str:
-    """The real path of *at*, made an empty directory nothing is mounted on; a dead mount of ours is replaced.
+def claim(at: str | os.PathLike[str]) -> str:
+    """The real path of *at*, made an empty directory.
 
-    EBUSY for a live mount, ENOTEMPTY, ENOTDIR, or what making the directory fails with.
+    EBUSY for anything that is mounted there, ENOTEMPTY, ENOTDIR, or what making the directory fails with.
     """
-    place = _real_path(at)
-    while (mounted := topmost(place)) is not None:
-        if mounted.source != FSNAME or not await _is_dead(place):
-            raise error(errno.EBUSY, place, f"{mounted.source} is mounted there")
-        await unmount(place)
+    place = real_path(at)
+    if (mounted := topmost(place)) is not None:
+        raise error(errno.EBUSY, place, f"{mounted.source} is mounted there")
     _make_empty(Path(place))
     return place
 
 
-def _real_path(at: str | os.PathLike[str]) -> str:
+def real_path(at: str | os.PathLike[str]) -> str:
+    """Where a mount on *at* would be: links before its last name are followed, and the last where nothing is on it."""
     path = Path(at).absolute()
     if path.name == "..":
         path = path.resolve()
@@ -84,29 +76,3 @@ def _make_empty(place: Path) -> None:
         raise error(errno.ENOTDIR, str(place), "a mount point must be a directory") from None
     if any(place.iterdir()):
         raise error(errno.ENOTEMPTY, str(place), "a mount point must be empty")
-
-
-async def _is_dead(place: str) -> bool:
-    """True when the server of the mount at *place* is gone; asked from another process, since a live one may hang."""
-    argv = [sys.executable, "-I", "-S", "-c", _PROBE, place]
-    probe = await trio.lowlevel.open_process(argv, stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    with trio.move_on_after(_PROBE_S):
-        await probe.wait()
-    if probe.returncode is None:
-        probe.kill()
-    return probe.returncode in _DEAD
-
-
-async def unmount(place: str) -> None:
-    """Take what is mounted at *place* out of sight, in use or not. EBUSY with the tool's words if that fails."""
-    is_root = os.geteuid() == 0
-    argv = ["umount", "--lazy", "--internal-only", place] if is_root else ["fusermount3", "-u", "-z", place]
-    done = await trio.run_process(argv, capture_stderr=True, check=False, stdin=subprocess.DEVNULL)
-    if done.returncode:
-        raise error(errno.EBUSY, place, done.stderr.decode(errors="replace").strip())
-
-
-async def clear(mounted: Mounted) -> None:
-    """Unmount exactly *mounted* if it is still there: a severed connection stays mounted."""
-    if mounted in mounts():
-        await unmount(mounted.at)

@@ -5,6 +5,7 @@ It opens nothing but connections to loopback, and asks no model.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections.abc import Callable, Mapping
 from typing import Final
@@ -14,10 +15,7 @@ import anyio
 
 from agentfs.compute.port import ComputeProvider
 from agentfs.errors import error
-from agentfs.providers.compute.anthropic import ROOT, Anthropic
 from agentfs.providers.compute.embedded import Embedded, is_installed
-from agentfs.providers.compute.openai import OpenAI
-from agentfs.providers.compute.workers_ai import WorkersAI
 
 USUAL: Final = {
     "ollama": "http://127.0.0.1:11434/v1", "llamacpp": "http://127.0.0.1:8080/v1",
@@ -35,17 +33,26 @@ def _is_local(url: str) -> bool:
     return (urlsplit(url).hostname or "") in _LOOPBACK
 
 
+# A kind's module is imported where one is made: what all of them need is large, and most runtimes have none.
+
+
 def _openai(url: str) -> ComputeProvider:
+    from agentfs.providers.compute.openai import OpenAI
+
     is_local = _is_local(url)
     return OpenAI(url, is_local=is_local, needs_key=not is_local)
 
 
 def _anthropic(url: str) -> ComputeProvider:
+    from agentfs.providers.compute.anthropic import ROOT, Anthropic
+
     is_local = _is_local(url)
     return Anthropic(url or ROOT, is_local=is_local, needs_key=not is_local)
 
 
 def _workers_ai(url: str) -> ComputeProvider:
+    from agentfs.providers.compute.workers_ai import WorkersAI
+
     return WorkersAI(url, is_local=_is_local(url))
 
 
@@ -72,22 +79,28 @@ def here() -> Mapping[str, ComputeProvider]:
     return {EMBEDDED: Embedded()} if is_installed() else {}
 
 
+async def _knock(url: str) -> None:
+    """That something listens at *url*. OSError."""
+    parts = urlsplit(url)
+    async with await anyio.connect_tcp(parts.hostname or "", parts.port or 80):
+        pass
+
+
 async def found(places: Mapping[str, str] = USUAL) -> Mapping[str, ComputeProvider]:
     """The servers at *places* that answer with a list of models, by name."""
     answering: dict[str, ComputeProvider] = {}
 
     async def probe(name: str, url: str) -> None:
-        provider = OpenAI(url, is_local=True)
-        try:
-            with anyio.fail_after(_PROBE_SECONDS):
+        with contextlib.suppress(OSError, TimeoutError), anyio.fail_after(_PROBE_SECONDS):
+            await _knock(url)
+            provider = _openai(url)
+            try:
                 if await provider.models(""):
                     answering[name] = provider
-        except (OSError, TimeoutError):
-            pass
-        finally:
-            if name not in answering:
-                with anyio.CancelScope(shield=True):
-                    await provider.aclose()
+            finally:
+                if name not in answering:
+                    with anyio.CancelScope(shield=True):
+                        await provider.aclose()
 
     async with anyio.create_task_group() as group:
         for name, url in places.items():

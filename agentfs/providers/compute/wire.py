@@ -14,6 +14,7 @@ import anyio
 import httpx
 import msgspec
 
+from agentfs.client import nobody
 from agentfs.compute.port import Unserved, Why
 from agentfs.errors import error
 
@@ -34,7 +35,10 @@ class Wire:
         self.url = url.rstrip("/")
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS, pool=None)  # how long a job may take is the engine's
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=64)
-        self._client = httpx.AsyncClient(timeout=timeout, limits=limits, headers=headers, trust_env=False)
+        verify = True if self.url.startswith("https:") else nobody()
+        self._client = httpx.AsyncClient(
+            timeout=timeout, limits=limits, headers=headers, trust_env=False, verify=verify
+        )
 
     async def get(self, path: str, key: Mapping[str, str]) -> Any:
         """The JSON document at *path*."""

@@ -16,7 +16,6 @@ import trio
 
 from agentfs.errors import error
 from agentfs.ports import Clock, Key
-from agentfs.providers.keys import curve
 from agentfs.providers.keys.link import AWAY, Link
 from agentfs.providers.keys.wire import Answer, Ask, Source
 
@@ -123,6 +122,8 @@ class Kept:
 
     def verify(self, pubkey: bytes, digest: bytes, signature: bytes) -> bool:
         """See `Signer.verify`."""
+        from agentfs.providers.keys import curve  # here: no start waits for the curve, which the keeper has too
+
         return curve.verify(pubkey, digest, signature)
 
 

@@ -16,7 +16,7 @@ from urllib.parse import quote
 import httpx
 import msgspec
 
-from agentfs.client import Trust, base, translated
+from agentfs.client import Trust, base, nobody, translated
 from agentfs.errors import error, from_wire
 from agentfs.types import Kind, Path, Qid, Stat, Want, clean, join, parse_time
 
@@ -106,7 +106,7 @@ class Wire:
             timeout=httpx.Timeout(ANSWER_S, connect=CONNECT_S),
             limits=httpx.Limits(max_connections=None, max_keepalive_connections=16, keepalive_expiry=_IDLE_S),
             transport=transport,
-            verify=(trust or Trust()).context() if self.url.startswith("https:") else True,
+            verify=(trust or Trust()).context() if self.url.startswith("https:") else nobody(),
             trust_env=False,  # the environment's proxies and .netrc must never see a token meant for this runtime alone
         )
 

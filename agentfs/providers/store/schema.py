@@ -8,13 +8,11 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
-
-import sqlite_utils
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from agentfs.errors import error
 from agentfs.providers.store.faults import translated
@@ -38,6 +36,9 @@ from agentfs.rows import (
     TokenRow,
 )  # fmt: skip
 
+if TYPE_CHECKING:
+    from sqlite_utils import Database
+
 APPLICATION_ID: Final = 0x61676673  # "agfs"
 _MAGIC: Final = b"SQLite format 3\0"
 _LOGS: Final = {
@@ -46,8 +47,9 @@ _LOGS: Final = {
 }  # fmt: skip
 _RECORDS: Final = {"log": int, "seq": int, "end": int, "line": str}
 _META: Final = {"name": str, "value": int}
+_SQL: Final[Mapping[type, str]] = {int: "INTEGER", bool: "INTEGER", str: "TEXT", bytes: "BLOB"}
 
-Step = Callable[[sqlite_utils.Database], None]
+Step: TypeAlias = "Callable[[Database], None]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +77,10 @@ _NEW_COLUMNS: Final = (
 )  # fmt: skip
 
 
-def _money_and_access(db: sqlite_utils.Database) -> None:
+def _money_and_access(db: Database) -> None:
     """Version 1 to 2: money, journal, approvals, tokens, keys, secrets, grants; mount tables of the operator's own."""
     for table in _NEW_TABLES:
-        _create_table(db, shape_of(table))
+        _create_table(db.conn, shape_of(table))
     for name, column, kind, default in _NEW_COLUMNS:
         db.execute(f'ALTER TABLE "{name}" ADD COLUMN "{column}" {kind} NOT NULL DEFAULT {default}')
 
@@ -163,32 +165,44 @@ def _recognise(conn: sqlite3.Connection, path: Path) -> int:
 
 
 def _create(conn: sqlite3.Connection, plan: Plan) -> None:
-    db = sqlite_utils.Database(conn, execute_plugins=False)
     conn.execute("BEGIN IMMEDIATE")
     for table in TABLES:
-        _create_table(db, shape_of(table))
-    db.table("logs").create(_LOGS, pk="id", not_null=set(_LOGS) - {"id"}, strict=True)
-    db.table("logs").create_index(["agent", "log", "generation"], index_name="logs_by_name", unique=True)
-    records = db.create_table_sql("records", _RECORDS, pk=("log", "seq"), not_null=set(_RECORDS), strict=True)
-    conn.execute(records.rstrip().removesuffix(";") + ", WITHOUT ROWID")
-    conn.execute(db.create_table_sql("meta", _META, pk="name", not_null={"value"}, strict=True))
+        _create_table(conn, shape_of(table))
+    conn.execute(table_sql("logs", _LOGS, ("id",), set(_LOGS) - {"id"}))
+    conn.execute(_index_sql("logs", "logs_by_name", ("agent", "log", "generation"), is_unique=True))
+    conn.execute(table_sql("records", _RECORDS, ("log", "seq"), set(_RECORDS)) + ", WITHOUT ROWID")
+    conn.execute(table_sql("meta", _META, ("name",), {"value"}))
     conn.execute("INSERT INTO meta VALUES ('seq', 1)")
     conn.execute(f"PRAGMA application_id = {APPLICATION_ID}")
     conn.execute(f"PRAGMA user_version = {plan.version}")
     conn.execute("COMMIT")
 
 
-def _create_table(db: sqlite_utils.Database, shape: Shape) -> None:
+def _create_table(conn: sqlite3.Connection, shape: Shape) -> None:
     columns = dict(zip(shape.names, shape.kinds, strict=True))
-    needed = set(shape.names) - shape.optional
-    db.execute(db.create_table_sql(shape.name, columns, pk=shape.key, not_null=needed, strict=True))
-    _index(db, shape)
-
-
-def _index(db: sqlite_utils.Database, shape: Shape) -> None:
+    conn.execute(table_sql(shape.name, columns, shape.key, set(shape.names) - shape.optional))
     for column in shape.index:
         name = f"{shape.name}_by_{column}"
-        db.table(shape.name).create_index(["agent", column], index_name=name, unique=column == "seq")
+        conn.execute(_index_sql(shape.name, name, ("agent", column), is_unique=column == "seq"))
+
+
+def table_sql(name: str, columns: Mapping[str, type], key: Sequence[str], needed: Collection[str]) -> str:
+    """The statement that makes a strict table, as sqlite-utils would write it: its import is no part of a start."""
+    lines = []
+    for column, kind in columns.items():
+        words = (f'"{column}" {_SQL[kind]}', "PRIMARY KEY" * (list(key) == [column]), "NOT NULL" * (column in needed))
+        lines.append("   " + " ".join(word for word in words if word))
+    if len(key) > 1:
+        lines.append(f"   PRIMARY KEY ({_quoted(key)})")
+    return f'CREATE TABLE "{name}" (\n' + ",\n".join(lines) + "\n) STRICT"
+
+
+def _index_sql(table: str, name: str, columns: Sequence[str], *, is_unique: bool) -> str:
+    return f'CREATE {"UNIQUE " * is_unique}INDEX "{name}" ON "{table}" ({_quoted(columns)})'
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(f'"{name}"' for name in names)
 
 
 def _save(conn: sqlite3.Connection, target: Path) -> None:
@@ -207,7 +221,9 @@ def _save(conn: sqlite3.Connection, target: Path) -> None:
 
 
 def _migrate(conn: sqlite3.Connection, plan: Plan, version: int) -> None:
-    db = sqlite_utils.Database(conn, execute_plugins=False)
+    from sqlite_utils import Database  # here: a store that is as it should be does not wait for it
+
+    db = Database(conn, execute_plugins=False)
     conn.execute("BEGIN IMMEDIATE")
     try:
         for step in plan.steps[version - 1 :]:
