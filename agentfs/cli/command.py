@@ -6,6 +6,7 @@ What a command does is in the module beside this one that is named after it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import sys
 import time
@@ -107,10 +108,13 @@ def serve_token(
 
 
 def _run(config: Config) -> None:
+    gc.disable()  # all that is imported stays: looking for garbage in it takes a tenth of the time, now and later
     import trio
 
     from agentfs.runtime import run  # here, so that every other command works without what a runtime needs
 
+    gc.freeze()
+    gc.enable()
     trio.run(run, config, phrase.taken())
 
 
