@@ -23,7 +23,8 @@ class Spec:
     """One sandbox to be made. ``id``: of its session, ``[a-z0-9-]{1,64}``; ``image`` "" is the provider's own choice.
 
     ``view``: the directory of this machine that is bound at `VIEW`, "" for none. ``sockets``: sockets of this machine
-    by where they are inside. ``env`` may hold a token: it is never shown or logged.
+    by where they are inside. ``env`` may hold a token: it is never shown or logged. ``main``: the id of the one command
+    it is made for, "" for none: what else is run in it runs beside that, and may end with it.
     """
 
     id: str
@@ -34,6 +35,7 @@ class Spec:
     limits: Limits = field(default_factory=Limits)
     view: str = ""
     sockets: Mapping[str, str] = field(default_factory=dict)
+    main: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,7 +29,19 @@ from agentfs.engine.orders import Order, known
 from agentfs.engine.reaper import Reaper
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
-from agentfs.engine.session import EXPIRED, FAILED, LIVE, PROVISIONING, RUNNING, End, Session, failed, log_of, name_of
+from agentfs.engine.session import (
+    EXPIRED,
+    FAILED,
+    LIVE,
+    PROVISIONING,
+    RUNNING,
+    End,
+    Session,
+    command_id,
+    failed,
+    log_of,
+    name_of,
+)
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.fault import point
@@ -203,7 +215,10 @@ class Sandboxes:
         request, rules = msgspec.json.decode(row.request, type=Request), await self.policy(row.agent)
         inside = await self._inside(row.agent)
         image, limits = self._image(request, rules, row.provider), terms.kept(request, rules)
-        return Spec(row.id, row.agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets)
+        return Spec(
+            row.id, row.agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets,
+            main=command_id(row.id, 0) if request.kind != "interactive" and len(request.commands) == 1 else "",
+        )  # fmt: skip
 
     def _start(self, row: SandboxRow, spec: Spec) -> None:
         if self.group is None or self.scribe is None:

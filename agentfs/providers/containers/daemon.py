@@ -41,6 +41,7 @@ class Daemon:
         self.path = path
         self._clients: dict[float, Client] = {}
         self._is_docker: bool | None = None
+        self._cpus, self._version = 0, ""
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
 
     async def call(
@@ -109,9 +110,17 @@ class Daemon:
             self._is_docker = any(part.get("Name") == "Engine" for part in about.get("Components") or [])
         return self._is_docker
 
+    async def cpus(self) -> int:
+        """How many processors its machine has."""
+        if not self._cpus:
+            self._cpus = (await self.call(lambda client: client.info()))["NCPU"]
+        return self._cpus
+
     async def version(self) -> str:
         """The version of the language both speak, such as ``1.41``."""
-        return str(await self.call(lambda client: client.api_version))
+        if not self._version:
+            self._version = str(await self.call(lambda client: client.api_version))
+        return self._version
 
     def close(self) -> None:
         """Give back the connections. Idempotent."""
