@@ -32,9 +32,9 @@ async def boxes(docker_engine: Engine, tmp_path: Path) -> AsyncIterator[Boxes]:
     assert docker_engine.docker("ps", "-aq").stdout == ""
 
 
-def only(boxes: Boxes, id: str = "s1", **about: int | bool) -> Spec:
+def only(boxes: Boxes, max_memory_mb: int = 64) -> Spec:
     """A sandbox for the command `MAIN`."""
-    return replace(boxes.spec(id, **about), main=MAIN)
+    return replace(boxes.spec(max_memory_mb=max_memory_mb), main=MAIN)
 
 
 async def once(boxes: Boxes, words: Words, **about: object) -> Ran:
@@ -157,7 +157,7 @@ async def test_a_container_that_is_taken_away_is_told(boxes: Boxes, docker_engin
     await boxes.provider.make(spec := only(boxes))
     async with aclosing(boxes.provider.run(spec, SLEEPS)) as happenings:
         await anext(happenings)
-        await trio.to_thread.run_sync(docker_engine.docker, *words, "agentfs-s1")
+        await trio.to_thread.run_sync(lambda: docker_engine.docker(*words, "agentfs-s1"))
         with trio.fail_after(15):
             ended = await anext(happenings)
     assert isinstance(ended, Exit) and ended.cause == "gone"

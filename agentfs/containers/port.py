@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
 from agentfs.containers.documents import Limits, Repo
+from agentfs.containers.registries import Login
 from agentfs.service import FileService
 
 WORKDIR: Final = "/work"
@@ -24,7 +25,8 @@ class Spec:
 
     ``view``: the directory of this machine that is bound at `VIEW`, "" for none. ``sockets``: sockets of this machine
     by where they are inside. ``env`` may hold a token: it is never shown or logged. ``main``: the id of the one command
-    it is made for, "" for none: what else is run in it runs beside that, and may end with it.
+    it is made for, "" for none: what else is run in it runs beside that, and may end with it. ``login``: the agent's at
+    the registry of its image. ``may_pull``: an image that is not there may be fetched.
     """
 
     id: str
@@ -36,6 +38,8 @@ class Spec:
     view: str = ""
     sockets: Mapping[str, str] = field(default_factory=dict)
     main: str = ""
+    login: Login | None = field(default=None, repr=False)
+    may_pull: bool = True
 
 
 @dataclass(frozen=True, slots=True)

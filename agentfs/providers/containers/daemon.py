@@ -25,7 +25,7 @@ _AT_ONCE: Final = 16
 _WORDS: Final = 500
 _TRIES: Final = 100
 _PAUSE_S: Final = 0.1
-_AWAY: Final = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
+AWAY: Final = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
 _NO_VERSION: Final = "Error while fetching server API version"  # the words of the first question, unanswered
 T = TypeVar("T")
 Client: TypeAlias = Any  # the package has no types
@@ -43,6 +43,8 @@ class Daemon:
         self._is_docker: bool | None = None
         self._cpus, self._version = 0, ""
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
+        self.registries = anyio.CapacityLimiter(_AT_ONCE)
+        """For what waits for others: it must not hold up the engine's own."""
 
     async def call(
         self,
@@ -57,21 +59,23 @@ class Daemon:
         ENOTCONN when there is no answer for *seconds*; EREMOTEIO with the engine's words, without the values of *hide*.
         """
         try:
-            return await anyio.to_thread.run_sync(lambda: what(self._client(seconds)), limiter=self._limiter)
+            return await anyio.to_thread.run_sync(lambda: what(self.client(seconds)), limiter=self._limiter)
         except APIError as exc:
             code = (codes or {}).get(exc.response.status_code if exc.response is not None else 0, errno.EREMOTEIO)
             raise error(code, detail=cleaned(str(exc.explanation or exc), hide)) from None
         except DockerException as exc:
             if _NO_VERSION in str(exc):
-                raise self._away(exc) from None
+                raise self.away(exc) from None
             raise error(errno.EREMOTEIO, detail=cleaned(str(exc), hide)) from None
-        except _AWAY as exc:
-            raise self._away(exc) from None
+        except AWAY as exc:
+            raise self.away(exc) from None
 
-    def _away(self, exc: BaseException) -> OSError:
+    def away(self, exc: BaseException) -> OSError:
+        """The error of *exc*, one of `AWAY`."""
         return error(errno.ENOTCONN, detail=f"container engine at {self.path}: {_reason(exc)}")
 
-    def _client(self, seconds: float) -> Client:
+    def client(self, seconds: float) -> Client:
+        """The client that waits for an answer so long, in a thread. Raises one of `AWAY`."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as knock:
             knock.connect(self.path)  # the package would leave its socket open when nobody is there
         client = self._clients.get(seconds)
@@ -79,15 +83,6 @@ class Daemon:
             client = APIClient(base_url=f"unix://{self.path}", version="auto", timeout=seconds)
             client = self._clients.setdefault(seconds, client)
         return client
-
-    async def pull(self, image: str) -> None:
-        """Fetch *image*, however long that takes. ENOENT; given up when cancelled."""
-        try:
-            await anyio.to_thread.run_sync(lambda: self._client(LONG_S).pull(image), abandon_on_cancel=True)
-        except APIError as exc:
-            raise error(errno.ENOENT, detail=f"image: {cleaned(str(exc.explanation or exc), ())}") from None
-        except _AWAY as exc:
-            raise self._away(exc) from None
 
     async def drop(self, container: str) -> None:
         """Remove *container* with what runs in it, and see it gone. Idempotent."""

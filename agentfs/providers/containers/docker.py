@@ -27,6 +27,7 @@ from agentfs.providers.containers import git
 from agentfs.providers.containers.daemon import LONG_S, Daemon
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keeper, name_of
+from agentfs.providers.containers.images import Images
 from agentfs.providers.containers.inmates import Inmates
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.running import Box, Running, swept
@@ -42,6 +43,7 @@ _INIT: Final = ["/sbin/docker-init", "-s", "--"]  # keeps what a command leaves 
 _ENTER: Final = ["/bin/sh", "-c", 'cd -- "$1" || exit 126; shift; exec "$@"', "sh"]
 """The directory is entered inside: the engine would follow a link there with rights that no code has."""
 _MAIN: Final = "main"
+_MARKS: Final = ".fetched"
 _NO_PROGRAM: Final = 127
 _BEGINS_S: Final = 10.0
 _LOOK_S: Final = 0.001
@@ -59,8 +61,9 @@ class Docker:
         *runtime*: whose the containers are. *socket*: the path of the engine's. *pull*: images that are not there are
         fetched. *network*: the engine's for sessions that may have one, "" for none. Code runs as *owner*.
         """
-        self._top, self._owner, self._runtime, self._pull, self._network = top, owner, runtime, pull, network
+        self._top, self._owner, self._runtime, self._network = top, owner, runtime, network
         self._daemon, self._boxes, self._names = Daemon(socket), dict[str, Box](), Names()
+        self._images = Images(self._daemon, top / _MARKS, pull=pull)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -81,7 +84,7 @@ class Docker:
     async def make(self, spec: Spec) -> None:
         if spec.limits.allow_network:
             await self._see_network()
-        workdir, image = self._workdir(spec.id), await self._image(spec.image)
+        workdir, image = self._workdir(spec.id), await self._images.get(spec)
         await anyio.to_thread.run_sync(workdir.make)
         try:
             await self._create(spec, image, workdir)
@@ -98,19 +101,6 @@ class Docker:
             await self._daemon.call(lambda client: client.inspect_network(self._network), codes={404: errno.ENOENT})
         except FileNotFoundError as exc:
             raise error(errno.EOPNOTSUPP, detail=f"network: {exc.strerror}") from None
-
-    async def _image(self, name: str) -> Any:
-        """What the engine knows of image *name*. ENOENT."""
-        if not name:
-            raise error(errno.EINVAL, detail="image: name one")
-        codes = {404: errno.ENOENT, 400: errno.EINVAL}
-        try:
-            return await self._daemon.call(lambda client: client.inspect_image(name), codes=codes)
-        except FileNotFoundError:
-            if not self._pull:
-                raise error(errno.ENOENT, detail=f"image: {name!r} is not here") from None
-        await self._daemon.pull(name)
-        return await self._daemon.call(lambda client: client.inspect_image(name), codes=codes)
 
     async def _create(self, spec: Spec, image: Any, workdir: Workdir) -> None:
         where = {"workdir": workdir.path, "network": self._network, "cpus": await self._daemon.cpus()}
