@@ -203,3 +203,20 @@ async def test_an_engine_that_is_lost_meanwhile(tmp_path: Path, number: signal.S
         with trio.CancelScope(shield=True):
             await trio.to_thread.run_sync(engine.stop)  # one that is dead or asleep removes nothing
             await trio.to_thread.run_sync(engine.remove)
+
+
+async def test_many_begin_at_once(boxes: Boxes) -> None:
+    """A program that becomes another one has no words for a moment, and has not ended."""
+    said: list[str] = []
+
+    async def begin(id: str) -> None:
+        spec = replace(boxes.spec(id), main=MAIN)
+        await boxes.provider.make(spec)
+        said.append((await boxes.run(spec, "echo well", id=MAIN)).out)
+        await boxes.provider.remove(id)
+
+    for turn in range(4):
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(begin, f"s{turn}-{number}")
+    assert said == ["well\n"] * 16

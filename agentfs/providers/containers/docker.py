@@ -121,7 +121,7 @@ class Docker:
         """Return once the shell of *container* is there. EOPNOTSUPP when its image has none, or nothing is seen."""
         with contextlib.suppress(FileNotFoundError):
             box = await self._box(spec.id)
-            if not box.inmates.is_seen() and not box.inmates.is_over():
+            if not box.inmates.is_seen() and not box.inmates.is_gone():
                 raise error(errno.EOPNOTSUPP, detail="container engine: its processes are not to be seen from here")
             if root := await _begun(box):
                 box.roots |= {_MAIN: root} if await self._is_single(spec) else {}
@@ -149,7 +149,7 @@ class Docker:
     async def run(self, spec: Spec, command: Command) -> AsyncGenerator[Happening]:
         is_main = command.id == spec.main and await self._is_single(spec)
         made = self._boxes.get(spec.id) if is_main else None
-        box = made if made is not None and not made.inmates.is_over() else await self._box(spec.id)
+        box = made if made is not None and not made.inmates.is_gone() else await self._box(spec.id)
         env = {"HOME": spec.workdir, **spec.env, **command.env}
         hide = [value for value in env.values() if len(value) >= _SECRET_MIN and value != spec.workdir]
         cwd = posixpath.join(spec.workdir, command.cwd)
@@ -237,7 +237,7 @@ async def _begun(box: Box) -> int:
     """The first process of *box* below its init, once that is a program; 0 when it ends instead."""
     until = time.monotonic() + _BEGINS_S
     while time.monotonic() < until:
-        if (root := box.inmates.begun()) or box.inmates.is_over():
+        if (root := box.inmates.begun()) or box.inmates.is_gone():
             return root
         await anyio.sleep(_LOOK_S)
     return 0

@@ -48,6 +48,11 @@ class Inmates:
             return min((one.pid for one in found if one.parent == self.pid), default=0)
         return 0
 
+    def is_gone(self) -> bool:
+        """Whether its first process has ended; not to be told by its words, which an exec takes for a moment."""
+        process = _process(self.pid)
+        return process is None or process.is_dead
+
     def is_over(self) -> bool:
         """Whether its first process ends, and with it all others; the engine tells that later."""
         try:
