@@ -22,6 +22,7 @@ tools() {
   need bwrap bubblewrap
   need dockerd docker.io
   need busybox busybox-static
+  need docker-registry docker-registry
   install_missing
 }
 

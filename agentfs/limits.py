@@ -41,6 +41,7 @@ class Limits:
     peer_nonces: int = 10_000  # ENOBUFS: as above, of one key
     key_grace_seconds: int = 604_800  # how long a rotated key still verifies and decrypts
     secrets: int = 1_000  # ENOSPC: per agent
+    registries: int = 100  # ENOSPC: logins per agent
     secret_bytes: int = 64 << 10  # EFBIG
     jobs: int = 10_000  # ENOSPC: requests to models that run or ended lately, per agent
     jobs_running: int = 256  # requests to models under way at a time; others are pending

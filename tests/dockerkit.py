@@ -40,11 +40,12 @@ class Boxes:
         given = {"max_memory_mb": 64, "max_disk_mb": 8, "max_processes": 40, "max_files": 2000} | limits
         return Spec(id, "ada", image, limits=Limits(**given), view=view)
 
-    async def run(self, spec: Spec, words: Words, **about: Any) -> Ran:
+    async def run(self, spec: Spec, words: Words, id: str = "", **about: Any) -> Ran:
         """Run *words* to the end."""
         self.count += 1
         out, err, ended = bytearray(), bytearray(), None
-        async with aclosing(self.provider.run(spec, Command(str(self.count), argv_of(words), **about))) as happenings:
+        command = Command(id or str(self.count), argv_of(words), **about)
+        async with aclosing(self.provider.run(spec, command)) as happenings:
             async for happening in happenings:
                 if isinstance(happening, Exit):
                     assert ended is None

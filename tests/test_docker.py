@@ -81,9 +81,12 @@ async def test_commands_run_beside_each_other_and_end_alone(boxes: Boxes) -> Non
     async def work(word: str, line: str) -> None:
         ended.append((await boxes.run(spec, f"{line}; echo {word}")).out.strip())
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(work, "slow", "(setsid sh -c 'sleep 1; touch made' &); sleep 2; ls made")
-        nursery.start_soon(work, "fast", "(setsid sleep 100 &); true")
+    waits = "while [ ! -e end ] || [ ! -e made ]; do sleep 0.1; done"
+    with trio.fail_after(40):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(work, "slow", f"(setsid sh -c 'sleep 1; touch made' &); {waits}; ls made")
+            await work("fast", "(setsid sleep 100 &); true")
+            (boxes.top / "s1" / "end").touch()
     assert ended == ["fast", "made\nslow"]
 
 

@@ -20,7 +20,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """ContainerPolicy. Images and providers are globs; blocked wins; null is "all".
 
     ``defaults`` hold for a request that names no limit, ``most`` is what one may name. ``max_sessions``: how many of
-    an agent's may run at a time. ``default_image`` "" is the provider's own.
+    an agent's may run at a time. ``default_image`` "" is the provider's own. ``allow_pull``: images that are not there
+    are fetched, where the provider does that.
     """
 
     allowed_providers: list[str] | None = None
@@ -28,6 +29,7 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     blocked_images: list[str] = []
     default_provider: str = ""
     default_image: str = ""
+    allow_pull: bool = True
     allow_network: bool = False
     defaults: Limits = Limits()
     most: Limits = Limits(

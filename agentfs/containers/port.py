@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, TypeAlias
 
 from agentfs.containers.documents import Limits, Repo
+from agentfs.containers.registries import Login
 from agentfs.service import FileService
 
 WORKDIR: Final = "/work"
@@ -23,7 +24,9 @@ class Spec:
     """One sandbox to be made. ``id``: of its session, ``[a-z0-9-]{1,64}``; ``image`` "" is the provider's own choice.
 
     ``view``: the directory of this machine that is bound at `VIEW`, "" for none. ``sockets``: sockets of this machine
-    by where they are inside. ``env`` may hold a token: it is never shown or logged.
+    by where they are inside. ``env`` may hold a token: it is never shown or logged. ``main``: the id of the one command
+    it is made for, "" for none: what else is run in it runs beside that, and may end with it. ``login``: the agent's at
+    the registry of its image. ``may_pull``: an image that is not there may be fetched.
     """
 
     id: str
@@ -34,6 +37,9 @@ class Spec:
     limits: Limits = field(default_factory=Limits)
     view: str = ""
     sockets: Mapping[str, str] = field(default_factory=dict)
+    main: str = ""
+    login: Login | None = field(default=None, repr=False)
+    may_pull: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,7 @@ from agentfs.engine.models import Models
 from agentfs.engine.money import Money
 from agentfs.engine.peers import Peers
 from agentfs.engine.purse import Grants, pack
+from agentfs.engine.registries import Registries
 from agentfs.engine.requests import Requests
 from agentfs.engine.sandboxes import Housing, Sandboxes
 from agentfs.engine.secrets import Secrets
@@ -82,7 +83,8 @@ class Engine:
         self.peers = Peers(core, self.timers)
         self.requests = Requests(core, self.peers, self.identities.is_by)
         self.jobs = Jobs(core, self.timers, self.money, Models(core, self.secrets, providers))
-        self.sandboxes = Sandboxes(core, self.timers, self.money, self.secrets, housing)
+        self.registries = Registries(core, self.secrets)
+        self.sandboxes = Sandboxes(core, self.timers, self.money, self.secrets, self.registries, housing)
         self.commands = Commands(core, self.timers, self.sandboxes)
         self.warm = Warm(core, self.timers, self.sandboxes)
         self._ticks = Ticks(

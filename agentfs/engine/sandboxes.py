@@ -9,7 +9,7 @@ import errno
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import anyio
 import msgspec
@@ -27,9 +27,22 @@ from agentfs.engine.journal import DONE, OPEN, UNKNOWN_OUTCOME
 from agentfs.engine.money import CONTAINERS, Money
 from agentfs.engine.orders import Order, known
 from agentfs.engine.reaper import Reaper
+from agentfs.engine.registries import Registries
 from agentfs.engine.scribe import Scribe
 from agentfs.engine.secrets import Secrets
-from agentfs.engine.session import EXPIRED, FAILED, LIVE, PROVISIONING, RUNNING, End, Session, failed, log_of, name_of
+from agentfs.engine.session import (
+    EXPIRED,
+    FAILED,
+    LIVE,
+    PROVISIONING,
+    RUNNING,
+    End,
+    Session,
+    command_id,
+    failed,
+    log_of,
+    name_of,
+)
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.fault import point
@@ -68,9 +81,11 @@ class Housing:
 class Sandboxes:
     """The sessions of every agent over the providers of one runtime."""
 
-    def __init__(self, core: Core, timers: Timers, money: Money, secrets: Secrets, housing: Housing) -> None:
+    def __init__(
+        self, core: Core, timers: Timers, money: Money, secrets: Secrets, registries: Registries, housing: Housing
+    ) -> None:
         self._core, self._timers, self._money, self._secrets = core, timers, money, secrets
-        self._documents = Documents(core)
+        self._registries, self._documents = registries, Documents(core)
         self.offers, self._inside, self._ready = housing.offers, housing.inside, housing.ready
         self.running: dict[tuple[str, str], Session] = {}
         self._beginning = Counter[tuple[str, str]]()
@@ -154,9 +169,9 @@ class Sandboxes:
         rules = await self.policy(agent)
         limits = rules.limits(request)
         name = self._choice(request, rules, limits)
-        image, inside = self._image(request, rules, name), await self._inside(agent)
+        image = self._image(request, rules, name)
         rules.check(request, image)
-        return name, Spec(id, agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets)
+        return name, await self._made(Spec(id, agent, image, request.workdir, limits=limits), rules)
 
     # -- running ---------------------------------------------------------------------------------------------------
 
@@ -201,9 +216,16 @@ class Sandboxes:
 
     async def _spec(self, row: SandboxRow) -> Spec:
         request, rules = msgspec.json.decode(row.request, type=Request), await self.policy(row.agent)
-        inside = await self._inside(row.agent)
         image, limits = self._image(request, rules, row.provider), terms.kept(request, rules)
-        return Spec(row.id, row.agent, image, request.workdir, inside.env, limits, inside.view, inside.sockets)
+        main = command_id(row.id, 0) if request.kind != "interactive" and len(request.commands) == 1 else ""
+        return await self._made(Spec(row.id, row.agent, image, request.workdir, limits=limits, main=main), rules)
+
+    async def _made(self, spec: Spec, rules: Policy) -> Spec:
+        """*spec* with what every sandbox of its agent gets, and what lets it have its image."""
+        inside, login = await self._inside(spec.agent), await self._registries.login(spec.agent, spec.image)
+        return replace(
+            spec, env=inside.env, view=inside.view, sockets=inside.sockets, login=login, may_pull=rules.allow_pull
+        )
 
     def _start(self, row: SandboxRow, spec: Spec) -> None:
         if self.group is None or self.scribe is None:

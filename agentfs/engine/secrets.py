@@ -29,6 +29,14 @@ class Secrets:
             raise error(errno.ENOTCONN, detail="this runtime keeps no keys")
         return self._signer
 
+    async def seal(self, name: str, value: bytes) -> bytes:
+        """*value*, closed for all but this runtime's keeper; it opens under the same *name* only. ENOTCONN."""
+        return await self._keeper().seal(name, value)
+
+    async def unseal(self, name: str, sealed: bytes) -> bytes:
+        """What `seal` closed. ENOTCONN, EIO."""
+        return await self._keeper().unseal(name, sealed)
+
     async def put(self, agent: str, name: str, value: bytes) -> None:
         """Set or replace a secret; whoever uses it next gets the new value. EFBIG, ENOSPC, EINVAL for the name."""
         check_name(name, f"secrets/{name}")
@@ -36,7 +44,7 @@ class Secrets:
             raise error(errno.EFBIG, f"secrets/{name}", f"secret over {self._core.limits.secret_bytes} bytes")
         old, now_ns = await self.row(agent, name), self._core.clock.now_ns()
         at_ns = max(now_ns, old.changed_at_ns + 1) if old else now_ns
-        sealed = await self._keeper().seal(f"{agent}/{name}", value)
+        sealed = await self.seal(f"{agent}/{name}", value)
         alive = [Expect(AgentRow, (agent,), "terminated_at_ns", None, errno.EPERM)] if agent else []
         changes: list[Change] = [
             *alive,
@@ -69,7 +77,7 @@ class Secrets:
         if row is None:
             raise error(errno.ENOENT, f"secrets/{name}", "no such secret")
         try:
-            value = (await self._keeper().unseal(f"{agent}/{name}", row.sealed)).decode()
+            value = (await self.unseal(f"{agent}/{name}", row.sealed)).decode()
         except UnicodeDecodeError as exc:
             raise error(errno.EILSEQ, f"secrets/{name}", "not text") from exc
         self._core.trace(agent, "identity", op="secret_used", name=name)

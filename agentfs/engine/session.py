@@ -39,6 +39,11 @@ def log_of(session: str, command: str = "") -> str:
     return f"exec-{session}-{command}" if command else f"box-{session}"
 
 
+def command_id(session: str, number: int) -> str:
+    """The id of command *number* of a session's own, from 0."""
+    return f"{session}-{number}"
+
+
 @dataclass(frozen=True, slots=True)
 class End:
     """How a session ended."""
@@ -148,7 +153,7 @@ class Session:
         env, end = await self._env(self.request.env), End(COMPLETE)
         for number, words in enumerate(self.request.commands):
             stdin = self.request.stdin.encode() if number == 0 else b""
-            outcome = await runner.run(Command(f"{self.row.id}-{number}", argv_of(words), env, stdin=stdin))
+            outcome = await runner.run(Command(command_id(self.row.id, number), argv_of(words), env, stdin=stdin))
             self.results.append(outcome.shown(words))
             end = ended(outcome)
             if end.exit_code != 0:

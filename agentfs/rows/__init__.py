@@ -6,7 +6,7 @@ Behaviour lives in the engine.
 
 from __future__ import annotations
 
-from agentfs.rows.access import GrantRow, IdentityRow, KeyRow, PeerRow, SecretRow, TokenRow
+from agentfs.rows.access import GrantRow, IdentityRow, KeyRow, PeerRow, RegistryRow, SecretRow, TokenRow
 from agentfs.rows.agents import (
     AgentRow,
     AlarmRow,
@@ -26,7 +26,7 @@ from agentfs.rows.work import DocumentRow, ExecRow, JobRow, SandboxRow
 TABLES: tuple[type[Row], ...] = (
     AgentRow, StateRow, EnvelopeRow, ReceiptRow, SeenRow, DeadRow, DeliveryRow, AlarmRow, KvRow, AccountRow, HoldRow,
     EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow, JobRow, DocumentRow,
-    ConversationRow, SandboxRow, ExecRow,
+    ConversationRow, SandboxRow, ExecRow, RegistryRow,
 )  # fmt: skip
 
 __all__ = [
@@ -50,6 +50,7 @@ __all__ = [
     "KvRow",
     "PeerRow",
     "ReceiptRow",
+    "RegistryRow",
     "Row",
     "SandboxRow",
     "SecretRow",

@@ -57,6 +57,17 @@ class SecretRow(Row, frozen=True, kw_only=True):
     changed_at_ns: int
 
 
+class RegistryRow(Row, frozen=True, kw_only=True):
+    """What lets an agent fetch images from a registry (host[:port]), sealed by the keeper."""
+
+    TABLE = "registries"
+    KEY = ("agent", "registry")
+    agent: str
+    registry: str
+    sealed: bytes
+    changed_at_ns: int
+
+
 class GrantRow(Row, frozen=True, kw_only=True):
     """What the holder of a key may do in an agent's namespace: ``allow`` is a JSON list of ``PATH:OP+OP``."""
 

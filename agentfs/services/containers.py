@@ -21,6 +21,11 @@ or a line of shell; answers {exec_id, and the paths}; it runs once the session d
 ``containers/sessions/<session>/ctl`` (X) stop (of one that has ended: remove its files), keepalive.
 ``containers/providers/<provider>/info`` (R) what it can do and costs. ``images`` (R) one a line. ``health`` (R).
 ``containers/policy`` (RW, the operator writes) images, providers, network, limits, sessions at a time, costs.
+``containers/auth/token`` (W, never read) {"registry": HOST[:PORT], "username", "password"}: who the agent is where
+images are fetched that a provider has not (its option ``pull``, the policy's ``allow_pull``); a registry alone is
+forgotten. It is used for this agent alone; what was fetched with it is another's only if the registry lets that one
+read it too. ``auth/status`` (R) {registry: {"set": true, "at": TIME}}. There is no challenge and no credits: no
+provider here asks the one or sells the other.
 ``containers/usage`` (R) {day, tick}: reserved, spent, limit and remaining. All amounts are micro-USD.
 """
 
@@ -32,7 +37,7 @@ from typing import Any
 
 import msgspec
 
-from agentfs.containers import documents, policy
+from agentfs.containers import documents, policy, registries
 from agentfs.containers.port import Used
 from agentfs.engine.core import FEW
 from agentfs.engine.documents import Documents
@@ -165,6 +170,17 @@ class Containers:
         reason = await self._sandboxes.offers[at["provider"]].provider.health()
         return document({"status": "away" if reason else "ok", "reason": reason or None})
 
+    # -- registries ------------------------------------------------------------------------------------------------
+
+    async def set_token(self, at: At, doc: bytes) -> None:
+        """Set, replace or forget who the agent is at a registry."""
+        await self._engine.registries.put(self._agent, registries.parse(doc))
+
+    async def auth(self, at: At) -> bytes:
+        """At which registries the agent is somebody, and since when."""
+        rows = await self._engine.registries.rows(self._agent)
+        return document({row.registry: {"set": True, "at": rfc3339(row.changed_at_ns)} for row in rows})
+
     # -- money and rules -------------------------------------------------------------------------------------------
 
     async def policy(self, at: At) -> bytes:
@@ -238,6 +254,7 @@ def containers(scope: Scope) -> Tree:
         Call(name="new", answer=c.new, usage=_USAGE, pays=True),
         Dir(name="sessions", each=session, has=c.has_session, keys=c.sessions),
         Dir(name="providers", each=provider, has=c.has_provider, keys=c.providers),
+        Dir(name="auth", entries=[File(name="status", read=c.auth), File(name="token", write=c.set_token)]),
         File(name="policy", read=c.policy, write=c.set_policy, info=c.policy_info, operator=True),
         File(name="usage", read=c.usage),
     )

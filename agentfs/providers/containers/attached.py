@@ -1,4 +1,4 @@
-"""`Attached`: the two ends of one exec over the engine's socket: what is read comes as it comes, what is not stops it.
+"""`Attached`: the two ends of one command over the engine's socket: what is not read stops it.
 
 The raw stream of the engine's API: frames of a byte that names the stream, three of nothing, four of length.
 """
@@ -9,6 +9,7 @@ import errno
 import select
 import socket
 import struct
+from collections.abc import Mapping
 from typing import Final
 
 import anyio
@@ -23,7 +24,7 @@ _FRAME: Final = 8
 
 
 class Attached:
-    """One connection that an exec was begun on. For one task at a time."""
+    """One connection to the streams of a command. For one task at a time."""
 
     def __init__(self, path: str, stdin: bytes) -> None:
         """Connect to the engine at *path*. ENOTCONN."""
@@ -39,11 +40,11 @@ class Attached:
         self._stream, self._left, self._watched = 0, 0, -1
         self.is_over = self.is_ended = False
 
-    async def begin(self, version: str, exec: str) -> tuple[int, bytes]:
-        """Ask for the start of *exec*: the status of the answer (101: it goes on as a stream) and its body."""
-        body = msgspec.json.encode({"Detach": False, "Tty": False})
+    async def begin(self, version: str, path: str, asked: Mapping[str, bool]) -> tuple[int, bytes]:
+        """Ask for *path* with *asked*: the status of the answer (101: it goes on as a stream) and its body."""
+        body = msgspec.json.encode(asked)
         head = (
-            f"POST /v{version}/exec/{exec}/start HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+            f"POST /v{version}/{path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
             f"Connection: Upgrade\r\nUpgrade: tcp\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         self._socket.send(head.encode() + body)  # the first bytes of a connection: there is room
@@ -55,6 +56,7 @@ class Attached:
         self._held = bytearray(rest)
         if self._stdin:
             self._events.modify(self._socket, select.EPOLLIN | select.EPOLLOUT)
+            self._send()
         return (int(status[0]) if status and status[0].isdigit() else 0), rest
 
     def watch(self, pidfd: int) -> None:

@@ -25,7 +25,7 @@ _AT_ONCE: Final = 16
 _WORDS: Final = 500
 _TRIES: Final = 100
 _PAUSE_S: Final = 0.1
-_AWAY: Final = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
+AWAY: Final = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
 _NO_VERSION: Final = "Error while fetching server API version"  # the words of the first question, unanswered
 T = TypeVar("T")
 Client: TypeAlias = Any  # the package has no types
@@ -41,7 +41,10 @@ class Daemon:
         self.path = path
         self._clients: dict[float, Client] = {}
         self._is_docker: bool | None = None
+        self._cpus, self._version = 0, ""
         self._limiter = anyio.CapacityLimiter(_AT_ONCE)
+        self.registries = anyio.CapacityLimiter(_AT_ONCE)
+        """For what waits for others: it must not hold up the engine's own."""
 
     async def call(
         self,
@@ -56,21 +59,23 @@ class Daemon:
         ENOTCONN when there is no answer for *seconds*; EREMOTEIO with the engine's words, without the values of *hide*.
         """
         try:
-            return await anyio.to_thread.run_sync(lambda: what(self._client(seconds)), limiter=self._limiter)
+            return await anyio.to_thread.run_sync(lambda: what(self.client(seconds)), limiter=self._limiter)
         except APIError as exc:
             code = (codes or {}).get(exc.response.status_code if exc.response is not None else 0, errno.EREMOTEIO)
             raise error(code, detail=cleaned(str(exc.explanation or exc), hide)) from None
         except DockerException as exc:
             if _NO_VERSION in str(exc):
-                raise self._away(exc) from None
+                raise self.away(exc) from None
             raise error(errno.EREMOTEIO, detail=cleaned(str(exc), hide)) from None
-        except _AWAY as exc:
-            raise self._away(exc) from None
+        except AWAY as exc:
+            raise self.away(exc) from None
 
-    def _away(self, exc: BaseException) -> OSError:
+    def away(self, exc: BaseException) -> OSError:
+        """The error of *exc*, one of `AWAY`."""
         return error(errno.ENOTCONN, detail=f"container engine at {self.path}: {_reason(exc)}")
 
-    def _client(self, seconds: float) -> Client:
+    def client(self, seconds: float) -> Client:
+        """The client that waits for an answer so long, in a thread. Raises one of `AWAY`."""
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_NONBLOCK) as knock:
             knock.connect(self.path)  # the package would leave its socket open when nobody is there
         client = self._clients.get(seconds)
@@ -78,15 +83,6 @@ class Daemon:
             client = APIClient(base_url=f"unix://{self.path}", version="auto", timeout=seconds)
             client = self._clients.setdefault(seconds, client)
         return client
-
-    async def pull(self, image: str) -> None:
-        """Fetch *image*, however long that takes. ENOENT; given up when cancelled."""
-        try:
-            await anyio.to_thread.run_sync(lambda: self._client(LONG_S).pull(image), abandon_on_cancel=True)
-        except APIError as exc:
-            raise error(errno.ENOENT, detail=f"image: {cleaned(str(exc.explanation or exc), ())}") from None
-        except _AWAY as exc:
-            raise self._away(exc) from None
 
     async def drop(self, container: str) -> None:
         """Remove *container* with what runs in it, and see it gone. Idempotent."""
@@ -109,9 +105,17 @@ class Daemon:
             self._is_docker = any(part.get("Name") == "Engine" for part in about.get("Components") or [])
         return self._is_docker
 
+    async def cpus(self) -> int:
+        """How many processors its machine has."""
+        if not self._cpus:
+            self._cpus = (await self.call(lambda client: client.info()))["NCPU"]
+        return self._cpus
+
     async def version(self) -> str:
         """The version of the language both speak, such as ``1.41``."""
-        return str(await self.call(lambda client: client.api_version))
+        if not self._version:
+            self._version = str(await self.call(lambda client: client.api_version))
+        return self._version
 
     def close(self) -> None:
         """Give back the connections. Idempotent."""

@@ -1,6 +1,7 @@
 """`Docker`: sandboxes as containers of an engine on this machine that speaks Docker's API.
 
-A session is one container that waits; each command is an exec in it, ended with all it began. How closed it is: see
+A session is one container that waits; each command is an exec in it, ended with all it began. One that is made for a
+single command has that as its main process, and ends with it. How closed it is: see
 `hardened`. The engine must share its process ids and its files with this process. It never trusts an image.
 """
 
@@ -10,7 +11,9 @@ import contextlib
 import errno
 import posixpath
 import re
+import time
 from collections.abc import AsyncGenerator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,9 +27,12 @@ from agentfs.providers.containers import git
 from agentfs.providers.containers.daemon import LONG_S, Daemon
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keeper, name_of
+from agentfs.providers.containers.images import Images
 from agentfs.providers.containers.inmates import Inmates
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.running import Box, Running, swept
+from agentfs.providers.containers.script import WAIT, told
+from agentfs.providers.containers.single import Single
 from agentfs.providers.containers.workdir import MIB, Owner, Workdir
 from agentfs.service import FileService
 
@@ -36,6 +42,11 @@ _SECRET_MIN: Final = 6  # characters: what is shorter is no secret, and stands i
 _INIT: Final = ["/sbin/docker-init", "-s", "--"]  # keeps what a command leaves behind among its own
 _ENTER: Final = ["/bin/sh", "-c", 'cd -- "$1" || exit 126; shift; exec "$@"', "sh"]
 """The directory is entered inside: the engine would follow a link there with rights that no code has."""
+_MAIN: Final = "main"
+_MARKS: Final = ".fetched"
+_NO_PROGRAM: Final = 127
+_BEGINS_S: Final = 10.0
+_LOOK_S: Final = 0.001
 _ID: Final = re.compile(r"[a-z0-9-]{1,64}\Z")
 
 
@@ -50,8 +61,9 @@ class Docker:
         *runtime*: whose the containers are. *socket*: the path of the engine's. *pull*: images that are not there are
         fetched. *network*: the engine's for sessions that may have one, "" for none. Code runs as *owner*.
         """
-        self._top, self._owner, self._runtime, self._pull, self._network = top, owner, runtime, pull, network
+        self._top, self._owner, self._runtime, self._network = top, owner, runtime, network
         self._daemon, self._boxes, self._names = Daemon(socket), dict[str, Box](), Names()
+        self._images = Images(self._daemon, top / _MARKS, pull=pull)
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -72,7 +84,7 @@ class Docker:
     async def make(self, spec: Spec) -> None:
         if spec.limits.allow_network:
             await self._see_network()
-        workdir, image = self._workdir(spec.id), await self._image(spec.image)
+        workdir, image = self._workdir(spec.id), await self._images.get(spec)
         await anyio.to_thread.run_sync(workdir.make)
         try:
             await self._create(spec, image, workdir)
@@ -90,31 +102,36 @@ class Docker:
         except FileNotFoundError as exc:
             raise error(errno.EOPNOTSUPP, detail=f"network: {exc.strerror}") from None
 
-    async def _image(self, name: str) -> Any:
-        """What the engine knows of image *name*. ENOENT."""
-        if not name:
-            raise error(errno.EINVAL, detail="image: name one")
-        codes = {404: errno.ENOENT, 400: errno.EINVAL}
-        try:
-            return await self._daemon.call(lambda client: client.inspect_image(name), codes=codes)
-        except FileNotFoundError:
-            if not self._pull:
-                raise error(errno.ENOENT, detail=f"image: {name!r} is not here") from None
-        await self._daemon.pull(name)
-        return await self._daemon.call(lambda client: client.inspect_image(name), codes=codes)
-
     async def _create(self, spec: Spec, image: Any, workdir: Workdir) -> None:
-        cpus = (await self._daemon.call(lambda client: client.info()))["NCPU"]
-        where = {"workdir": workdir.path, "network": self._network, "cpus": cpus}
-        asked = config(spec, image, self._owner, self._runtime, **where)
+        where = {"workdir": workdir.path, "network": self._network, "cpus": await self._daemon.cpus()}
+        main = [*_INIT, *WAIT] if await self._is_single(spec) else ()
+        asked = config(spec, image, self._owner, self._runtime, main, **where)
         codes = {409: errno.EEXIST, 404: errno.ENOENT, 400: errno.EINVAL}
         made = await self._daemon.call(lambda client: _made(client, asked), seconds=LONG_S, codes=codes)
         _check(made.get("Warnings") or ())
-        await self._daemon.call(lambda client: _look(client, made["Id"], "/bin/sh"), codes={404: errno.EOPNOTSUPP})
         absent = {404: errno.EOPNOTSUPP}  # a network
         await self._daemon.call(lambda client: client.start(made["Id"]), seconds=LONG_S, codes=absent)
-        if not (await self._box(spec.id)).inmates.is_seen():
-            raise error(errno.EOPNOTSUPP, detail="container engine: its processes are not to be seen from here")
+        await self._see_begun(spec, made["Id"])
+
+    async def _is_single(self, spec: Spec) -> bool:
+        """Whether the container is to end with one command; what went over a network could not be told then."""
+        return bool(spec.main) and not spec.limits.allow_network and await self._daemon.is_docker()
+
+    async def _see_begun(self, spec: Spec, container: str) -> None:
+        """Return once the shell of *container* is there. EOPNOTSUPP when its image has none, or nothing is seen."""
+        with contextlib.suppress(FileNotFoundError):
+            box = await self._box(spec.id)
+            if not box.inmates.is_seen() and not box.inmates.is_gone():
+                raise error(errno.EOPNOTSUPP, detail="container engine: its processes are not to be seen from here")
+            if root := await _begun(box):
+                box.roots |= {_MAIN: root} if await self._is_single(spec) else {}
+                return
+        with contextlib.suppress(FileNotFoundError):  # it has ended
+            await self._daemon.call(lambda client: client.kill(container), codes={409: errno.ENOENT})
+        code = (await self._daemon.call(lambda client: client.wait(container)))["StatusCode"]
+        if code == _NO_PROGRAM:
+            raise error(errno.EOPNOTSUPP, detail="image: it has no /bin/sh")
+        raise error(errno.EREMOTEIO, detail=f"container engine: its container does not begin, and ends with {code}")
 
     async def _box(self, id: str) -> Box:
         """The container of session *id*, running. ENOENT."""
@@ -130,14 +147,22 @@ class Docker:
         return known
 
     async def run(self, spec: Spec, command: Command) -> AsyncGenerator[Happening]:
-        box = await self._box(spec.id)
+        is_main = command.id == spec.main and await self._is_single(spec)
+        made = self._boxes.get(spec.id) if is_main else None
+        box = made if made is not None and not made.inmates.is_gone() else await self._box(spec.id)
         env = {"HOME": spec.workdir, **spec.env, **command.env}
         hide = [value for value in env.values() if len(value) >= _SECRET_MIN and value != spec.workdir]
+        cwd = posixpath.join(spec.workdir, command.cwd)
         init = _INIT if await self._daemon.is_docker() else []
-        argv = [*init, *_ENTER, posixpath.join(spec.workdir, command.cwd), *command.argv]
-        running = Running(self._daemon, box, spec.limits, hide)
+        running: Running
+        if is_main:
+            running = Single(self._daemon, box, spec.limits, hide, told(command.argv, env, cwd))
+        else:
+            asked = {"cmd": [*init, *_ENTER, cwd, *command.argv], "environment": env, "workdir": spec.workdir}
+            asked["user"] = f"{self._owner.uid}:{self._owner.gid}"
+            running = Running(self._daemon, box, spec.limits, hide, asked)
         try:
-            await running.begin(argv, f"{self._owner.uid}:{self._owner.gid}", env, spec.workdir, command.stdin)
+            await running.begin(command.stdin)
             while True:
                 happening = await running.next()
                 yield happening
@@ -187,6 +212,10 @@ class Docker:
         return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.max_disk_mb * MIB, names=self._names)
 
     async def used(self, id: str) -> Used:
+        known = self._boxes.get(id)
+        if known is not None and known.used is not None:  # it has ended, and all that counted
+            size, _ = await anyio.to_thread.run_sync(known.workdir.used)
+            return replace(known.used, disk_bytes=size)
         box = await self._box(id)
         said = await self._daemon.call(
             lambda client: client.stats(box.id, stream=False, one_shot=True), codes={404: errno.ENOENT}
@@ -204,14 +233,18 @@ def _made(client: Any, asked: dict[str, Any]) -> Any:
     return client.create_container(**asked | {"host_config": client.create_host_config(**asked["host_config"])})
 
 
+async def _begun(box: Box) -> int:
+    """The first process of *box* below its init, once that is a program; 0 when it ends instead."""
+    until = time.monotonic() + _BEGINS_S
+    while time.monotonic() < until:
+        if (root := box.inmates.begun()) or box.inmates.is_gone():
+            return root
+        await anyio.sleep(_LOOK_S)
+    return 0
+
+
 def _check(warnings: Sequence[str]) -> None:
     """EOPNOTSUPP when the engine says that it leaves out a limit; that there is no swap to limit is no loss."""
     for words in warnings:
         if "discarded" in words.lower() and "swap" not in words.lower():
             raise error(errno.EOPNOTSUPP, detail=f"container engine: {words[:500]}")
-
-
-def _look(client: Any, container: str, path: str) -> None:
-    """See that *path* is in *container*."""
-    stream, _ = client.get_archive(container, path)
-    stream.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from docker.types import LogConfig, Mount, Ulimit
@@ -33,18 +33,23 @@ def keeper(owner: Owner) -> int:
     return 65533 if owner.uid != 65533 else 65534
 
 
-def config(spec: Spec, image: Mapping[str, Any], owner: Owner, runtime: str, **where: Any) -> Any:
+def config(
+    spec: Spec, image: Mapping[str, Any], owner: Owner, runtime: str, main: Sequence[str] = (), **where: Any
+) -> Any:
     """The arguments of ``create_container`` for *spec* of the inspected *image*; ``host_config``: of its own call.
 
-    *where*: ``workdir`` of this machine, ``network`` and ``cpus`` of the engine.
+    *main*: what runs in it as the code's user, with a stdin, until its end; empty: it only waits. *where*: ``workdir``
+    of this machine, ``network`` and ``cpus`` of the engine.
     """
+    user = f"{owner.uid}:{owner.gid}" if main else f"{keeper(owner)}:{keeper(owner)}"
     return {
         "image": image["Id"],
         "name": name_of(spec.id),
         "hostname": "agentfs",
-        "entrypoint": KEEP,
+        "entrypoint": list(main) or KEEP,
         "command": [],
-        "user": f"{keeper(owner)}:{keeper(owner)}",
+        "user": user,
+        "stdin_open": bool(main),
         "working_dir": spec.workdir,
         "labels": {SESSION: spec.id, AGENT: spec.agent, RUNTIME: runtime},
         "healthcheck": {"test": ["NONE"]},  # the image's own would run beside all limits of time

@@ -32,11 +32,26 @@ class Inmates:
     def __init__(self, id: str, pid: int, keeper: int) -> None:
         """*id* is the engine's, *keeper* the uid of the processes that belong to the container itself."""
         self.pid, self._id, self._keeper = pid, id, keeper
-        self._group = _group(pid)
+        self._group, self._time_group = _group(pid), _group(pid, "cpuacct")
 
     def is_seen(self) -> bool:
         """Whether the processes of the engine can be seen from here at all."""
         return self._id in self._group and self.pid in self._pids()
+
+    def begun(self) -> int:
+        """The first process below the container's own init, once that has become a program; 0 before."""
+        first = _program(self.pid)
+        if first == "/bin/sh":  # this engine puts no init before it
+            return self.pid
+        found = [process for pid in self._pids() if (process := _process(pid)) is not None and not process.is_dead]
+        if first and any(_program(process.pid) not in (first, "") for process in found):
+            return min((one.pid for one in found if one.parent == self.pid), default=0)
+        return 0
+
+    def is_gone(self) -> bool:
+        """Whether its first process has ended; not to be told by its words, which an exec takes for a moment."""
+        process = _process(self.pid)
+        return process is None or process.is_dead
 
     def is_over(self) -> bool:
         """Whether its first process ends, and with it all others; the engine tells that later."""
@@ -57,9 +72,10 @@ class Inmates:
         return (old if old.is_dir() else _GROUPS) / self._group.lstrip("/")
 
     def strays(self, roots: Iterable[int]) -> list[int]:
-        """All living processes of code that do not descend from any of *roots*."""
+        """All living processes of code that do not descend from any of *roots*; never the container's first one."""
         kept = set(roots)
-        return [pid for pid, parents in self._living() if not _descends(pid, parents, kept)]
+        living = self._living()
+        return [pid for pid, parents in living if pid != self.pid and not _descends(pid, parents, kept)]
 
     def family(self, root: int) -> list[int]:
         """The living processes that descend from *root*, and itself."""
@@ -96,23 +112,40 @@ class Inmates:
         said = self._said("memory.max_usage_in_bytes", "memory.peak")
         return int(said) if said else None
 
+    def cpu_ms(self) -> int | None:
+        """The processor time that was used here; None when it cannot be told."""
+        said = self._said("cpu.stat").split()
+        if "usage_usec" in said:
+            return int(said[said.index("usage_usec") + 1]) // 1000
+        old = _read(_GROUPS / "cpuacct" / self._time_group.lstrip("/") / "cpuacct.usage")
+        return int(old) // 1_000_000 if old else None
+
     def _said(self, *names: str) -> str:
-        for name in names:
-            try:
-                return (self._place() / name).read_text()
-            except OSError:
-                continue  # the other version of control groups, or the group is gone
+        """What the first of *names* says that is there: the other is of the other version of control groups."""
+        return next((said for name in names if (said := _read(self._place() / name))), "")
+
+
+def _read(path: Path) -> str:
+    """All of *path*; "" when it is not there, or not any more."""
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
         return ""
 
 
-def _group(pid: int) -> str:
-    """The path of the control group that holds the memory of *pid*; "" when there is no such process."""
+def _program(pid: int) -> str:
+    """What *pid* calls itself; "" when it is gone or ends."""
+    return _read(_PROC / str(pid) / "cmdline").partition("\0")[0]
+
+
+def _group(pid: int, kind: str = "memory") -> str:
+    """The path of the control group that holds the *kind* of *pid*; "" when there is no such process."""
     try:
         lines = (_PROC / str(pid) / "cgroup").read_text().splitlines()
     except OSError:
         return ""
     paths = {name: path for _, names, path in (line.split(":", 2) for line in lines) for name in names.split(",")}
-    return paths.get("memory") or paths.get("") or ""
+    return paths.get(kind) or paths.get("") or ""
 
 
 def _process(pid: int) -> Process | None:

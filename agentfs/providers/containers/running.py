@@ -18,7 +18,7 @@ import anyio.to_thread
 import msgspec
 
 from agentfs.containers.documents import Limits
-from agentfs.containers.port import Cause, Exit, Happening, Output
+from agentfs.containers.port import Cause, Exit, Happening, Output, Used
 from agentfs.errors import error
 from agentfs.providers.containers.attached import Attached
 from agentfs.providers.containers.daemon import LONG_S, Daemon, cleaned
@@ -26,11 +26,11 @@ from agentfs.providers.containers.inmates import Inmates
 from agentfs.providers.containers.watched import Watched
 from agentfs.providers.containers.workdir import Workdir
 
-_KILLED: Final = 137
-_TOO_LARGE: Final = 153  # SIGXFSZ
+KILLED: Final = 137  # the code of what SIGKILL ended
+TOO_LARGE: Final = 153  # SIGXFSZ
 _BEAT_S: Final = 5.0  # without a word from the engine, before it is asked whether it is there
-_END_S: Final = 5.0  # for the engine to notice an end
-_POLL_S: Final = 0.01
+END_S: Final = 5.0  # for the engine to notice an end
+POLL_S: Final = 0.01
 _PLAIN: Final = 3  # rounds of killing before the container is frozen for it
 _ROUNDS: Final = 20
 
@@ -40,7 +40,7 @@ class Box:
     """A container of this runtime. ``roots``: the first process of each command that runs, by its exec.
 
     ``lock``: held while a command begins and while what is left of another is ended, so that neither takes the one
-    for the other.
+    for the other. ``used``: by a container that has ended.
     """
 
     id: str
@@ -48,6 +48,7 @@ class Box:
     workdir: Workdir
     lock: anyio.Lock = field(default_factory=anyio.Lock)
     roots: dict[str, int] = field(default_factory=dict)
+    used: Used | None = None
 
 
 async def swept(daemon: Daemon, box: Box) -> None:
@@ -64,7 +65,7 @@ async def swept(daemon: Daemon, box: Box) -> None:
             freezes = await _frozen(daemon, box)
         else:
             box.inmates.kill(left)
-        await anyio.sleep(_POLL_S * turn)
+        await anyio.sleep(POLL_S * turn)
     await daemon.call(lambda client: client.kill(box.id), codes={404: errno.ENOENT, 409: errno.ENOENT})
 
 
@@ -82,8 +83,11 @@ async def _frozen(daemon: Daemon, box: Box) -> bool:
 class Running:
     """One exec of *box*: `begin`, then `next` until the `Exit`, then `close`, whatever happened."""
 
-    def __init__(self, daemon: Daemon, box: Box, limits: Limits, hide: Sequence[str]) -> None:
-        self._daemon, self._box, self._hide = daemon, box, hide
+    def __init__(
+        self, daemon: Daemon, box: Box, limits: Limits, hide: Sequence[str], asked: Mapping[str, Any] | None = None
+    ) -> None:
+        """*asked*: what the engine's exec is to be; *hide*: values that stand in no error."""
+        self._daemon, self._box, self._hide, self._asked = daemon, box, hide, asked or {}
         self._exec, self._pidfd = "", -1
         self._attached: Attached | None = None
         self._kills = box.inmates.kills()
@@ -91,35 +95,27 @@ class Running:
         self._is_ended = False
         self._watched = Watched(box.workdir, limits, self._over)
 
-    async def begin(self, argv: Sequence[str], user: str, env: Mapping[str, str], cwd: str, stdin: bytes) -> None:
+    async def begin(self, stdin: bytes) -> None:
         """Start it. ENOENT when the container is gone, EREMOTEIO when the engine cannot."""
         async with self._box.lock:
             with anyio.CancelScope(shield=True):  # half begun, nobody could tell whose the process is
                 made = await self._daemon.call(
-                    lambda client: client.exec_create(
-                        self._box.id, list(argv), user=user, environment=dict(env), workdir=cwd, stdin=bool(stdin)
-                    ),
+                    lambda client: client.exec_create(self._box.id, **self._asked, stdin=bool(stdin)),
                     codes={404: errno.ENOENT, 409: errno.ENOENT},
                     hide=self._hide,
                 )
                 self._exec = made["Id"]
-                self._attached = Attached(self._daemon.path, stdin)
                 with anyio.move_on_after(LONG_S, shield=True):
-                    await self._start(self._attached)
+                    await self._start(stdin)
                     return
         raise error(errno.ENOTCONN, detail="container engine: no answer to the start of a command")
 
-    async def _start(self, attached: Attached) -> None:
-        status, body = await attached.begin(await self._daemon.version(), self._exec)
-        if status == 0:
-            raise error(errno.ENOTCONN, detail="container engine: closed the connection")
-        if status != 101:
-            code = errno.ENOENT if status in (404, 409) else errno.EREMOTEIO
-            raise error(code, detail=cleaned(_message(body), self._hide))
+    async def _start(self, stdin: bytes) -> None:
+        attached = await self.attach(f"exec/{self._exec}/start", {"Detach": False, "Tty": False}, stdin)
         while not (about := await self._inspect())["Pid"]:
             if about["ExitCode"] is not None and not about["Running"]:
                 raise error(errno.EREMOTEIO, detail=cleaned(await _words(attached), self._hide))
-            await anyio.sleep(_POLL_S)
+            await anyio.sleep(POLL_S)
         self._box.roots[self._exec] = about["Pid"]
         self._watched.start()
         try:
@@ -129,13 +125,24 @@ class Running:
         else:
             attached.watch(self._pidfd)
 
+    async def attach(self, path: str, asked: Mapping[str, bool], stdin: bytes) -> Attached:
+        """Ask the engine at *path* for the streams. ENOENT when there are none, EREMOTEIO, ENOTCONN."""
+        self._attached = Attached(self._daemon.path, stdin)
+        status, body = await self._attached.begin(await self._daemon.version(), path, asked)
+        if status == 0:
+            raise error(errno.ENOTCONN, detail="container engine: closed the connection")
+        if status != 101:
+            code = errno.ENOENT if status in (404, 409) else errno.EREMOTEIO
+            raise error(code, detail=cleaned(_message(body), self._hide))
+        return self._attached
+
     async def _inspect(self) -> Any:
         return await self._daemon.call(lambda client: client.exec_inspect(self._exec), codes={404: errno.ENOENT})
 
     async def next(self) -> Happening:
         """What happens next. ENOTCONN when the engine is away."""
         assert self._attached is not None
-        deadline = time.monotonic() + (_END_S if self._is_ended else _BEAT_S)
+        deadline = time.monotonic() + (END_S if self._is_ended else _BEAT_S)
         while True:
             found: Output | None = None
             with anyio.move_on_after(deadline - time.monotonic()):
@@ -148,7 +155,7 @@ class Running:
             if self._attached.is_ended and not self._is_ended:
                 self._is_ended = True
                 await self._sweep()
-                deadline = time.monotonic() + _END_S
+                deadline = time.monotonic() + END_S
             if time.monotonic() >= deadline:
                 deadline = await self._beat()
 
@@ -175,28 +182,28 @@ class Running:
                     await swept(self._daemon, self._box)
 
     async def _exit(self) -> Exit:
-        until = time.monotonic() + _END_S
+        until = time.monotonic() + END_S
         while time.monotonic() < until:
             try:
                 about = await self._inspect()
             except FileNotFoundError:
-                return Exit(_KILLED, self._cause or "gone")
+                return Exit(KILLED, self._cause or "gone")
             if not about["Running"] and about["ExitCode"] is not None:
                 return await self._ended(about["ExitCode"] & 0xFF)
-            await anyio.sleep(_POLL_S)
+            await anyio.sleep(POLL_S)
         raise error(errno.ENOTCONN, detail="container engine: does not tell how a command ended")
 
     async def _ended(self, code: int) -> Exit:
         if self._cause:
-            return Exit(code or _KILLED, self._cause)
-        if code in (0, _TOO_LARGE):
+            return Exit(code or KILLED, self._cause)
+        if code in (0, TOO_LARGE):
             return Exit(code, "disk" if code else "")
         kills = self._box.inmates.kills()
         if self._kills is not None and (kills or 0) > self._kills:
             return Exit(code, "memory")
         state = await self._state()
         if not state.get("Running") or self._box.inmates.is_over():
-            return Exit(_KILLED, "memory" if state.get("OOMKilled") else "gone")
+            return Exit(KILLED, "memory" if state.get("OOMKilled") else "gone")
         return Exit(code)
 
     async def _state(self) -> Any:
@@ -215,18 +222,21 @@ class Running:
             if self._exec:
                 await self._sweep()
         finally:
-            if self._attached is not None:
-                self._attached.close()
-            if self._pidfd >= 0:
-                os.close(self._pidfd)
-                self._pidfd = -1
+            self._let_go()
+
+    def _let_go(self) -> None:
+        if self._attached is not None:
+            self._attached.close()
+        if self._pidfd >= 0:
+            os.close(self._pidfd)
+            self._pidfd = -1
 
 
 async def _words(attached: Attached) -> str:
     """What the engine says on the stream of a command that did not begin."""
     words = b""
-    with anyio.move_on_after(_END_S):
-        while len(words) < _KILLED * 10 and (output := await attached.next()) is not None:
+    with anyio.move_on_after(END_S):
+        while len(words) < KILLED * 10 and (output := await attached.next()) is not None:
             words += output.data
     return words.decode(errors="replace")
 

@@ -31,6 +31,7 @@ from agentfs.rows import (
     JobRow,
     KeyRow,
     PeerRow,
+    RegistryRow,
     SandboxRow,
     SecretRow,
     TokenRow,
@@ -69,7 +70,7 @@ class Plan:
 
 _NEW_TABLES: Final = (
     AccountRow, HoldRow, EffectRow, ApprovalRow, TokenRow, KeyRow, IdentityRow, SecretRow, GrantRow, PeerRow, JobRow,
-    DocumentRow, ConversationRow, SandboxRow, ExecRow,
+    DocumentRow, ConversationRow, SandboxRow, ExecRow, RegistryRow,
 )  # fmt: skip
 _NEW_COLUMNS: Final = (
     ("agents", "ns", "TEXT", "''"), ("agents", "ns_at_ns", "INTEGER", "0"), ("inbox", "purses", "TEXT", "''"),
