@@ -62,6 +62,7 @@ class Namespace(FileService):
     def __init__(self, table: Table | None = None, principal: Principal | None = None) -> None:
         self._table, self._principal = table or Table(), principal
         self._attached: dict[Mount, FileService] = {}
+        self._written: tuple[Node | None, str] = None, ""  # the script, and the table that it is of
 
     def attach(self, principal: Principal) -> Namespace:
         return Namespace(self._table, principal)
@@ -123,6 +124,11 @@ class Namespace(FileService):
 
         A bind stands as ``bind '#NAME/PATH' OLD``: it shows the same whatever became of the place it was bound from.
         """
+        if self._written[0] is not self._table.root:
+            self._written = self._table.root, self._script()
+        return self._written[1]
+
+    def _script(self) -> str:
         lines: list[str] = []
         for at, members in walk(self._table.root):
             for i, m in enumerate(members):

@@ -14,6 +14,7 @@ import unicodedata
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, NewType, Protocol
 
 import msgspec
@@ -298,6 +299,7 @@ def new_id(now_ns: int) -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
+@lru_cache(maxsize=4096)  # the same few are shown again and again
 def rfc3339(at_ns: int) -> str:
     """*at_ns* (ns since the epoch) as RFC 3339 UTC with milliseconds."""
     at = datetime.fromtimestamp(at_ns // 1_000_000 / 1000, UTC)

@@ -221,24 +221,21 @@ class Tree(Selective, FileService):
             return await (await graft(node, at)).list(path, after, limit)
         if not isinstance(node, Dir):
             raise error(errno.ENOTDIR, path)
-        fixed: dict[str, tuple[Node, Entry | None]] = {e.name: (e, None) for e in node.entries}
-        keyed: dict[str, tuple[Node, Entry | None]] = {}
+        children: dict[str, tuple[Node, Entry | None]] = {}
         if node.each is not None:
             prefix, _, suffix = node.slot
-            keyed = {f"{prefix}{e.key}{suffix}": (node.each, e) for e in await node.keys(at, after, limit)}
-        children = {**keyed, **fixed}
-        found: list[Stat] = []
+            children = {f"{prefix}{e.key}{suffix}": (node.each, e) for e in await node.keys(at, after, limit)}
+        children |= {name: (child, None) for name, child in node.fixed.items()}
+        least, found = after.removesuffix(".1"), list[Stat]()
         for name in sorted(children):
-            if len(found) < limit and name >= after.removesuffix(".1"):
-                listed = await self._listed(path, at, node, name, *children[name])
+            if len(found) < limit and name >= least:
+                listed = await self._listed(at, node, name, *children[name])
                 found += [st for st in listed if st.name > after]
         return sorted(found, key=lambda st: st.name)[:limit]
 
-    async def _listed(
-        self, top: Path, at: At, parent: Dir, name: str, child: Node, entry: Entry | None
-    ) -> Sequence[Stat]:
-        params = {**at.params, parent.slot[1]: entry.key} if entry else dict(at.params)
-        here = self._at(join(top, name), params)
+    async def _listed(self, at: At, top: Dir, name: str, child: Node, entry: Entry | None) -> Sequence[Stat]:
+        params = {**at.params, top.slot[1]: entry.key} if entry else dict(at.params)
+        here = self._at(join(at.path, name), params)
         try:
             stats = [await self._stat(child, here, entry.info if entry else None)]
         except FileNotFoundError:  # removed since it was listed
@@ -248,7 +245,7 @@ class Tree(Selective, FileService):
                 raise
             return [unreachable(here.path)]
         if isinstance(child, Stream) and len(heads := await (await child.log(here)).heads()) > 1:
-            older = At(join(top, f"{name}.1"), params, self._principal)
+            older = At(join(at.path, f"{name}.1"), params, self._principal)
             stats.append(self._stat_log(child, older, heads[0]))
         return stats
 
