@@ -66,8 +66,8 @@ class Granted(Selective, View):
         return msgspec.structs.replace(st, mode=st.mode & ~hidden) if hidden else st
 
     def lacks(self, name: str, *, is_change: bool) -> bool:
-        is_refused = self.lease.is_revoked or self._hidden == 0o777 or (is_change and self._hidden)
-        is_more = is_refused or self._bucket is not None  # than that it is not there
+        is_refused = is_change and (self._hidden or self._only_calls)
+        is_more = is_refused or self.lease.is_revoked or self._hidden == 0o777 or self._bucket is not None
         return not is_more and isinstance(self._service, Selective) and self._service.lacks(name, is_change=is_change)
 
     async def stat(self, path: Path) -> Stat:
