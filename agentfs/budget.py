@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from typing import Final, TypeAlias
 
 from agentfs.errors import error
@@ -15,6 +16,7 @@ from agentfs.ports import Charge, Sums
 from agentfs.types import rfc3339
 
 WARN_PERCENT: Final = 80
+_DAY_NS: Final = 86_400_000_000_000
 USD_MAX: Final = 1 << 53
 """No amount is larger: 9 billion dollars, and exact in every JSON reader."""
 
@@ -88,7 +90,12 @@ def check_usd(name: str, value: int) -> int:
 
 def day_of(now_ns: int) -> str:
     """The UTC day a reservation made now belongs to."""
-    return rfc3339(now_ns)[:10]
+    return _day(now_ns // _DAY_NS)
+
+
+@lru_cache(maxsize=8)
+def _day(number: int) -> str:
+    return rfc3339(number * _DAY_NS)[:10]
 
 
 def step(books: Books, event: Event) -> Books:

@@ -1,15 +1,18 @@
 """The table behind a namespace: a trie of places, each with the members of its union; never changed, only replaced.
 
-It resolves nothing and calls no service.
+It calls no service.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Final, NamedTuple
 
 from agentfs.service import FileService
-from agentfs.types import ROOT, Bind, Path, join
+from agentfs.types import ROOT, Bind, Path, join, split
+
+_PLACES: Final = 256  # resolved paths that a table keeps, none longer than this
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -32,6 +35,53 @@ class Node:
     members: tuple[Mount, ...] = ()
     children: Mapping[str, Node] = field(default_factory=dict)
     count: int = 0  # of members here and below
+    places: dict[Path, Place] = field(default_factory=dict, init=False, repr=False, compare=False)
+
+
+class Way(NamedTuple):
+    """A member that may hold a path: mounted at the point *at*, where it is asked for *inner*, which begins with *top*.
+
+    ``label`` tells this mount from all others.
+    """
+
+    at: Path
+    member: Mount
+    inner: Path
+    top: str
+    label: str
+
+
+class Place(NamedTuple):
+    """A path as a table resolves it: its last *name*, its own *node* if any, and the nearest union as *ways*."""
+
+    name: str
+    node: Node | None
+    ways: tuple[Way, ...]
+
+
+def place_of(root: Node, path: Path) -> Place:
+    """*path* in the table *root*, which keeps what it was asked for: it never changes."""
+    place = root.places.get(path)
+    if place is None:
+        place = _resolved(root, path)
+        if len(root.places) >= _PLACES:
+            root.places.clear()
+        if len(path) <= _PLACES:
+            root.places[path] = place
+    return place
+
+
+def _resolved(root: Node, path: Path) -> Place:
+    node: Node | None = root
+    parts, nearest, depth = parts_of(path), root.members, 0
+    for i, part in enumerate(parts, 1):
+        node = node.children.get(part) if node else None
+        if node is not None and node.members:
+            nearest, depth = node.members, i
+    at, rest = Path("/".join(parts[:depth])), "/".join(parts[depth:])
+    inners = [join(m.root, rest) for m in nearest]
+    ways = [Way(at, m, p, p.partition("/")[0], f"{m.name}:{at}") for m, p in zip(nearest, inners, strict=True)]
+    return Place(split(path)[1], node, tuple(ways))
 
 
 @dataclass(slots=True)

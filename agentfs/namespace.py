@@ -14,9 +14,11 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import Final, TypeAlias, TypeVar
 
+import msgspec
+
 from agentfs.errors import error
-from agentfs.mounts import Mount, Node, Table, flag_of, parts_of, placed, walk
-from agentfs.service import FileHandle, FileService
+from agentfs.mounts import Mount, Node, Place, Table, Way, flag_of, parts_of, place_of, placed, walk
+from agentfs.service import FileHandle, FileService, Selective
 from agentfs.types import (
     NO_WANT,
     ROOT,
@@ -48,10 +50,10 @@ def _number(member: str, number: int) -> int:
     return int.from_bytes(digest) >> 1
 
 
-def _own(st: Stat, at: Path, member: Mount, name: str) -> Stat:
+def _own(st: Stat, way: Way, name: str) -> Stat:
     """*st* with a number of its own among all members, under the name it was asked for."""
-    number = _number(f"{member.name}:{at}", st.qid.path)
-    return Stat(name, st.mode, st.size, st.mtime_ns, Qid(number, st.qid.version), st.kind)
+    qid = Qid(_number(way.label, st.qid.path), st.qid.version)
+    return Stat(name, st.mode, st.size, st.mtime_ns, qid, st.kind)
 
 
 class Namespace(FileService):
@@ -60,6 +62,7 @@ class Namespace(FileService):
     def __init__(self, table: Table | None = None, principal: Principal | None = None) -> None:
         self._table, self._principal = table or Table(), principal
         self._attached: dict[Mount, FileService] = {}
+        self._written: tuple[Node | None, str] = None, ""  # the script, and the table that it is of
 
     def attach(self, principal: Principal) -> Namespace:
         return Namespace(self._table, principal)
@@ -95,7 +98,7 @@ class Namespace(FileService):
         """
         _checked(old)
         found, point = (
-            [Mount(m.service, inner, m.name, m.options) for _, m, inner in self._members(clean(new))],
+            [Mount(m.service, inner, m.name, m.options) for _, m, inner, *_ in self._place(clean(new)).ways],
             self._node(new),
         )
         if not found and point is None:
@@ -121,6 +124,11 @@ class Namespace(FileService):
 
         A bind stands as ``bind '#NAME/PATH' OLD``: it shows the same whatever became of the place it was bound from.
         """
+        if self._written[0] is not self._table.root:
+            self._written = self._table.root, self._script()
+        return self._written[1]
+
+    def _script(self) -> str:
         lines: list[str] = []
         for at, members in walk(self._table.root):
             for i, m in enumerate(members):
@@ -173,25 +181,11 @@ class Namespace(FileService):
 
     # -- resolving -------------------------------------------------------------------------------------------------
 
-    def _node(self, path: Path) -> Node | None:
-        node: Node | None = self._table.root
-        for part in parts_of(path):
-            node = node.children.get(part) if node else None
-        return node
+    def _place(self, path: Path) -> Place:
+        return place_of(self._table.root, path)
 
-    def _members(self, path: Path) -> list[tuple[Path, Mount, Path]]:
-        """(mount point, member, path within the member's service): the union nearest to *path*."""
-        node, parts = self._table.root, parts_of(path)
-        nearest, depth = node.members, 0
-        for i, part in enumerate(parts, 1):
-            below = node.children.get(part)
-            if below is None:
-                break
-            node = below
-            if node.members:
-                nearest, depth = node.members, i
-        at, rest = Path("/".join(parts[:depth])), "/".join(parts[depth:])
-        return [(at, m, join(m.root, rest)) for m in nearest]
+    def _node(self, path: Path) -> Node | None:
+        return self._place(path).node
 
     def _bound(self, member: Mount) -> FileService:
         if self._principal is None:
@@ -203,12 +197,17 @@ class Namespace(FileService):
             found = self._attached[member] = member.service.attach(self._principal)
         return found
 
-    async def _first(self, path: Path, act: Callable[[FileService, Path], Awaitable[T]]) -> tuple[T, Path, Mount, Path]:
-        """What the first member that has *path* answers: answer, mount point, member, inner path. ENOENT: none has."""
-        absent = error(errno.ENOENT, path)
-        for at, member, inner in self._members(path):
+    async def _first(
+        self, path: Path, act: Callable[[FileService, Path], Awaitable[T]], *, is_change: bool = False
+    ) -> tuple[T, Way]:
+        """What the first member that has *path* answers, and the way to it. ENOENT: none has."""
+        absent: FileNotFoundError | None = None
+        for way in self._place(path).ways:
+            service = self._bound(way.member)
+            if isinstance(service, Selective) and way.top and service.lacks(way.top, is_change=is_change):
+                continue
             try:
-                return await act(self._bound(member), inner), at, member, inner
+                return await act(service, way.inner), way
             except FileNotFoundError as exc:
                 absent = exc
             except NotADirectoryError as exc:
@@ -216,7 +215,7 @@ class Namespace(FileService):
                     raise named(exc, path) from None
             except OSError as exc:
                 raise named(exc, path) from None
-        raise named(absent, path)
+        raise named(absent or error(errno.ENOENT), path)
 
     async def _is_dir(self, path: Path) -> bool:
         """Whether the union shows a directory at *path*, or nothing: what a later member has there does not count."""
@@ -232,48 +231,54 @@ class Namespace(FileService):
     # -- files -----------------------------------------------------------------------------------------------------
 
     async def stat(self, path: Path) -> Stat:
+        st, node = await self._nearest(path), self._node(path)
+        return await self._union(path, st) if node is not None and len(node.members) > 1 and st.is_dir else st
+
+    async def _nearest(self, path: Path) -> Stat:
+        """*path* with the permissions of the first member that has it."""
         try:
-            found, at, member, _ = await self._first(path, lambda s, p: s.stat(p))
+            found, way = await self._first(path, lambda s, p: s.stat(p))
         except (FileNotFoundError, NotADirectoryError):
             if not self._is_point(path):
                 raise
             return _synthetic(path)
-        node = self._node(path)
+        place = self._place(path)
+        node = place.node
         if node is not None and not found.is_dir and (node.children or not node.members):
             return _synthetic(path)
-        st = _own(found, at, member, split(path)[1])
-        return await self._union(path, st) if node is not None and len(node.members) > 1 and st.is_dir else st
+        return _own(found, way, place.name)
 
     async def _union(self, path: Path, first: Stat) -> Stat:
         """*first* with the permissions of every member: something can be created here if any of them lets it."""
         mode = first.mode
-        for _, member, inner in self._members(path)[1:]:
+        for way in self._place(path).ways[1:]:
             try:
-                st = await self._bound(member).stat(inner)
+                st = await self._bound(way.member).stat(way.inner)
             except (FileNotFoundError, NotADirectoryError):
                 continue
             mode |= st.mode & 0o777 if st.is_dir else 0
-        return replace(first, mode=mode)
+        return msgspec.structs.replace(first, mode=mode)
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
-        node, members = self._node(path), self._members(path)
-        if not (await self.stat(path)).is_dir:
+        _, node, ways = self._place(path)
+        if not (await self._nearest(path)).is_dir:
             raise error(errno.ENOTDIR, path)
-        is_alone = len(members) == 1 and (node is None or not node.children)
+        is_alone = len(ways) == 1 and (node is None or not node.children)
         found: dict[str, Stat] = {}
-        for at, member, inner in members:
-            for st in await self._pages(member, inner, after, limit, is_alone):
-                found.setdefault(st.name, _own(st, at, member, st.name))
+        for way in ways:
+            for st in await self._pages(way, after, limit, is_alone):
+                if st.name not in found:
+                    found[st.name] = _own(st, way, st.name)
         points = {name for name in node.children if name > after} if node else set()
         names = sorted(found.keys() | points)[:limit]
         return [await self._point(join(path, name)) if name in points else found[name] for name in names]
 
-    async def _pages(self, member: Mount, inner: Path, after: str, limit: int, is_alone: bool) -> Sequence[Stat]:
+    async def _pages(self, way: Way, after: str, limit: int, is_alone: bool) -> Sequence[Stat]:
         """*limit* entries, or all there are: a short page is no end, and what it left out must not be passed over."""
         found: list[Stat] = []
         while len(found) < limit:
             try:
-                page = await self._bound(member).list(inner, after, limit)
+                page = await self._bound(way.member).list(way.inner, after, limit)
             except (FileNotFoundError, NotADirectoryError):
                 break
             found += page
@@ -292,17 +297,17 @@ class Namespace(FileService):
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         if self._is_point(path) and (await self.stat(path)).is_dir:
             raise error(errno.EISDIR, path)
-        handle, _, _, inner = await self._first(path, lambda s, p: s.open(p, mode, want=want))
-        return handle if inner == path else NamedHandle(handle, path)
+        handle, way = await self._first(path, lambda s, p: s.open(p, mode, want=want), is_change=mode.is_change)
+        return handle if way.inner == path else NamedHandle(handle, path)
 
     async def _make(self, path: Path, act: Callable[[FileService, Path], Awaitable[T]]) -> T:
         """Create in the first member that does not refuse with EACCES or EROFS; the last refusal is raised."""
         refusal, top = error(errno.EACCES, path, "nothing can be created here"), split(path)[0]
         if not await self._is_dir(top):
             raise error(errno.ENOTDIR, path)
-        for _, member, inner in self._members(path):
+        for way in self._place(path).ways:
             try:
-                return await act(self._bound(member), inner)
+                return await act(self._bound(way.member), way.inner)
             except OSError as exc:
                 if exc.errno not in (errno.EACCES, errno.EROFS, errno.ENOENT, errno.ENOTDIR):
                     raise named(exc, path) from None
@@ -315,7 +320,7 @@ class Namespace(FileService):
             st = await self.stat(path)
         except FileNotFoundError:
             handle = await self._make(path, lambda s, p: s.create(p, mode, want=want))
-            return NamedHandle(handle, path) if self._members(path)[0][2] != path else handle
+            return NamedHandle(handle, path) if self._place(path).ways[0].inner != path else handle
         if want.exclusive or st.is_dir:
             raise error(errno.EEXIST, path)
         return await self.open(path, mode, want=want)
@@ -331,15 +336,16 @@ class Namespace(FileService):
     async def remove(self, path: Path, *, want: Want = NO_WANT) -> None:
         if self._is_point(path):
             raise error(errno.EBUSY, path, "a mount point")
-        await self._first(path, lambda s, p: s.remove(p, want=want))
+        await self._first(path, lambda s, p: s.remove(p, want=want), is_change=True)
 
     async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
         if self._is_point(old) or self._is_point(new):
             raise error(errno.EBUSY, old, "a mount point")
-        _, _, member, inner = await self._first(old, lambda s, p: s.stat(p))
-        target = next((p for _, m, p in self._members(new) if m is member), None)
+        way = (await self._first(old, lambda s, p: s.stat(p)))[1]
+        member, inner = way.member, way.inner
+        target = next((w.inner for w in self._place(new).ways if w.member is member), None)
         try:
-            holder = (await self._first(new, lambda s, p: s.stat(p)))[2]
+            holder = (await self._first(new, lambda s, p: s.stat(p)))[1].member
         except FileNotFoundError:
             holder = member
         if target is None or holder is not member:

@@ -113,3 +113,14 @@ class FileService(ABC):
         ENOENT, EXDEV, EACCES; EEXIST with `want.exclusive`.
         """
         raise error(errno.EXDEV, old, "cannot be renamed")
+
+
+class Selective:
+    """What a service is besides that can tell at once what it does not have, so that a union need not ask it."""
+
+    def lacks(self, name: str, *, is_change: bool) -> bool:
+        """True where every path that begins with *name* is ENOENT and asking has no other effect.
+
+        *is_change*: where it is asked for a write or a removal.
+        """
+        return False

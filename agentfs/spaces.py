@@ -18,7 +18,7 @@ import anyio
 
 from agentfs.engine.confirm import Confirmer
 from agentfs.engine.engine import Engine
-from agentfs.engine.settings import parse_settings
+from agentfs.engine.settings import settings_of
 from agentfs.errors import error
 from agentfs.grants import PRESETS, Grant, parse
 from agentfs.guards import Confined, Fair, Granted, Lease, Shares
@@ -43,7 +43,6 @@ class Mounts:
         self.services = {service.name: service for service in services}
         self._presets = {name: self._preset(name) for name in PRESETS}
         self._grants = lru_cache(maxsize=1024)(self._read)
-        self._autonomy = lru_cache(maxsize=1024)(lambda config: parse_settings(config).autonomy)
 
     def _preset(self, autonomy: str) -> str:
         preset, lines, places = PRESETS[autonomy], [], set[str]()
@@ -57,11 +56,15 @@ class Mounts:
 
     def script_of(self, row: AgentRow) -> str:
         """What is mounted for the agent of *row*: the operator's script, or what its autonomy stands for."""
-        return row.ns or self._presets[self._autonomy(row.config)]
+        return row.ns or self._presets[settings_of(row.config).autonomy]
+
+    def grants(self, row: AgentRow) -> Mapping[str, Grant]:
+        """What the agent of *row* is granted, by service."""
+        return self._grants(self.script_of(row))
 
     def grant(self, row: AgentRow, service: str) -> Grant | None:
         """What the agent of *row* is granted on *service*, None when it is not mounted."""
-        return self._grants(self.script_of(row)).get(service)
+        return self.grants(row).get(service)
 
     def grant_of(self, name: str, options: Sequence[str]) -> Grant:
         """The grant that *options* behind the service *name* stand for. ENOENT, EINVAL."""
@@ -209,9 +212,8 @@ class Room:
 
     async def budgeted(self) -> Sequence[str]:
         """The services that the agent has a budget for."""
-        row = await self._engine.row(self.agent)
-        found = {name: self._mounts.grant(row, name) for name in self._mounts.services}
-        return [name for name, grant in found.items() if grant is not None and grant.policy is not None]
+        grants = self._mounts.grants(await self._engine.row(self.agent))
+        return [name for name in self._mounts.services if name in grants and grants[name].policy is not None]
 
     def check(self, script: str) -> None:
         """EINVAL naming line and reason unless *script* can be mounted."""

@@ -12,9 +12,12 @@ import re
 import stat as _stat
 import unicodedata
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Final, NewType, Protocol
+
+import msgspec
 
 from agentfs.errors import error
 
@@ -37,6 +40,11 @@ class Mode(enum.Flag):
     WRITE = enum.auto()
     TRUNCATE = enum.auto()
     APPEND = enum.auto()
+
+    @property
+    def is_change(self) -> bool:
+        """Whether anything can be changed through it: more than READ."""
+        return bool(self._value_ & ~1)
 
 
 class Kind(enum.Enum):
@@ -191,23 +199,21 @@ class Want:
 NO_WANT: Final = Want()
 
 
-@dataclass(frozen=True, slots=True)
-class Qid:
+class Qid(msgspec.Struct, frozen=True):
     """Identity of a file within its service (9P): ``path`` is stable, ``version`` rises with every change."""
 
     path: int = 0
     version: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
+class Stat(msgspec.Struct, frozen=True):
     """What a directory entry says of a file. ``mode`` holds type and permission bits, ``size`` bytes (advisory)."""
 
     name: str
     mode: int
     size: int = 0
     mtime_ns: int = 0
-    qid: Qid = field(default_factory=Qid)
+    qid: Qid = Qid()
     kind: Kind = Kind.FILE
 
     @property
@@ -293,6 +299,7 @@ def new_id(now_ns: int) -> str:
     return f"{h[:8]}-{h[8:12]}-{h[12:16]}-{h[16:20]}-{h[20:]}"
 
 
+@lru_cache(maxsize=4096)  # the same few are shown again and again
 def rfc3339(at_ns: int) -> str:
     """*at_ns* (ns since the epoch) as RFC 3339 UTC with milliseconds."""
     at = datetime.fromtimestamp(at_ns // 1_000_000 / 1000, UTC)

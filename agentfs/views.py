@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import errno
 from collections.abc import Awaitable, Sequence
-from dataclasses import replace
 from typing import Final, NoReturn, Self, TypeVar
+
+from msgspec.structs import replace
 
 from agentfs.errors import error
 from agentfs.service import FileHandle, FileService

@@ -15,7 +15,7 @@ import msgspec
 from agentfs.engine.core import Core
 from agentfs.engine.effects import SetAlarm
 from agentfs.engine.envelope import Envelope, Metadata, encode
-from agentfs.engine.settings import parse_settings
+from agentfs.engine.settings import settings_of
 from agentfs.engine.timers import Timers
 from agentfs.errors import error
 from agentfs.ports import Change, Delete, Expect, Insert, Put
@@ -145,7 +145,7 @@ class Alarms:
 
     async def _room(self, about: AgentRow, due: Sequence[int], *, is_once: bool) -> int:
         """How many firings the inbox has room for; the rest of a repeating alarm's is missed. ENOBUFS: try later."""
-        depth = parse_settings(about.config).overflow.max_depth
+        depth = settings_of(about.config).overflow.max_depth
         room = max(0, depth - await self._core.store.count(EnvelopeRow, about.id))
         if due and is_once and not room:
             raise error(errno.ENOBUFS, detail=f"inbox holds {depth}")

@@ -34,7 +34,7 @@ from agentfs.engine.registries import Registries
 from agentfs.engine.requests import Requests
 from agentfs.engine.sandboxes import Housing, Sandboxes
 from agentfs.engine.secrets import Secrets
-from agentfs.engine.settings import Settings, parse_settings
+from agentfs.engine.settings import Settings, settings_of
 from agentfs.engine.tick import Ticks
 from agentfs.engine.timers import Timers
 from agentfs.engine.tokens import Tokens
@@ -200,7 +200,7 @@ class Engine:
         async def configure() -> None:
             row = await self.row(agent)
             now_ns = max(self.core.clock.now_ns(), row.config_at_ns + 1)
-            if settings.program != parse_settings(row.config).program:
+            if settings.program != settings_of(row.config).program:
                 await self.warm.check(agent, settings)
             if match is not None and match != row.config_at_ns:
                 raise error(errno.ESTALE, "config", f"version is {row.config_at_ns}, not {match}")
@@ -262,9 +262,9 @@ class Engine:
 
     async def verb(self, agent: str, verb: str, principal: Principal, payload: str = "") -> None:
         """Do a lifecycle verb; returns when it is recorded, never waits for a tick. EPERM in the wrong state."""
-        lifecycle.check_verb(verb, await self._state(await self.row(agent)))
+        row, state = await self.row(agent), await self.core.store.get(StateRow, agent)
+        lifecycle.check_verb(verb, self._state(row, state))
         if verb in ("tick", "wake"):
-            state = await self.core.store.get(StateRow, agent)
             is_new = verb == "wake" and (state is None or state.tick_count == 0)
             await self.trigger(agent, "initialize" if is_new else "manual", payload or verb, principal)
         elif verb == "hibernate":
@@ -277,19 +277,17 @@ class Engine:
         self.core.trace(agent, "lifecycle", verb=verb, by=principal.source)
 
     async def _record_verb(self, agent: str, verb: str) -> None:
-        row = await self.row(agent)
-        lifecycle.check_verb(verb, await self._state(row))
+        row, state = await self.row(agent), await self.core.store.get(StateRow, agent)
+        lifecycle.check_verb(verb, self._state(row, state))
         changes: list[Change] = [self._lifecycle(row.id, verb)]
         match verb:
             case "pause" | "resume":
                 changes.append(Put(msgspec.structs.replace(row, is_paused=verb == "pause")))
             case "terminate" if row.terminated_at_ns is None:
                 changes.append(Put(msgspec.structs.replace(row, terminated_at_ns=self.core.clock.now_ns())))
-            case "recover":
-                state = await self.core.store.get(StateRow, row.id)
-                if state is not None and state.failures:
-                    recovered = msgspec.structs.replace(state, failures=0, version=state.version + 1)
-                    changes += [Expect(StateRow, (row.id,), "version", state.version), Put(recovered)]
+            case "recover" if state is not None and state.failures:
+                recovered = msgspec.structs.replace(state, failures=0, version=state.version + 1)
+                changes += [Expect(StateRow, (row.id,), "version", state.version), Put(recovered)]
         await self.core.commit(*self._unchanged(row), *changes)
         if verb == "terminate":
             self.jobs.close(row.id)  # from now on none begins
@@ -299,12 +297,11 @@ class Engine:
 
     # -- status ----------------------------------------------------------------------------------------------------
 
-    async def _state(self, row: AgentRow) -> str:
-        state = await self.core.store.get(StateRow, row.id)
+    def _state(self, row: AgentRow, state: StateRow | None) -> str:
         return lifecycle.state_of(
             is_terminated=row.terminated_at_ns is not None,
             failures=state.failures if state else 0,
-            quarantine_after=parse_settings(row.config).quarantine_after,
+            quarantine_after=settings_of(row.config).quarantine_after,
             is_loaded=self.workers.is_loaded(row.id),
         )
 
@@ -316,7 +313,7 @@ class Engine:
         return {
             "id": agent,
             "pubkey": identity.pubkey if identity else None,
-            "state": await self._state(row),
+            "state": self._state(row, state),
             "is_paused": row.is_paused,
             "is_ticking": self.workers.is_ticking(agent),
             "created_at": rfc3339(row.created_at_ns),

@@ -14,7 +14,7 @@ import msgspec
 from agentfs.engine.core import Core
 from agentfs.engine.envelope import Envelope, decode, digest, encode
 from agentfs.engine.mailbox import Mailbox
-from agentfs.engine.settings import Overflow, Settings, parse_settings
+from agentfs.engine.settings import Overflow, Settings, settings_of
 from agentfs.errors import error
 from agentfs.ports import Append, AtMost, Change, Delete, Expect, Insert, Put, Trim
 from agentfs.rows import AgentRow, DeadRow, DeliveryRow, EnvelopeRow, ReceiptRow
@@ -74,7 +74,7 @@ class Mail:
             raise error(errno.ENOENT, detail=f"no agent {agent!r}")
         if row.terminated_at_ns is not None:
             raise error(errno.EPERM, detail=f"agent {agent!r} is terminated")
-        return parse_settings(row.config)
+        return settings_of(row.config)
 
     # -- places ----------------------------------------------------------------------------------------------------
 

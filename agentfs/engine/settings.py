@@ -120,9 +120,15 @@ def parse_settings(doc: bytes | str) -> Settings:
 
 
 @lru_cache(maxsize=1024)
+def settings_of(config: str) -> Settings:
+    """The settings in the row of an agent, shared by all who ask. EINVAL."""
+    return parse_settings(config)
+
+
+@lru_cache(maxsize=1024)
 def cap_of(config: str) -> int | None:
     """What the jobs for one message may cost at most, micro-USD, where the program of *config* says so."""
-    program = parse_settings(config).program
+    program = settings_of(config).program
     return program.max_cost_usd if isinstance(program, LlmProgram) else None
 
 

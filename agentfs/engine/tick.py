@@ -22,7 +22,7 @@ from agentfs.engine.envelope import Metadata, decode, encode
 from agentfs.engine.mail import Mail
 from agentfs.engine.money import Money, Spender
 from agentfs.engine.secrets import Secrets
-from agentfs.engine.settings import Settings, parse_settings
+from agentfs.engine.settings import Settings, settings_of
 from agentfs.engine.timers import Timers
 from agentfs.engine.trigger import Trigger
 from agentfs.errors import detail_of, error, row_of
@@ -184,7 +184,7 @@ class Ticks:
         if state is None or is_over or (name == "on_terminate" and state.last_tick_cause == name):  # done before
             return
         try:
-            settings = parse_settings(about.config)
+            settings = settings_of(about.config)
             if name not in self._program(running, settings).hooks:
                 return
             trigger = Trigger(

@@ -12,7 +12,7 @@ from anyio.abc import TaskGroup
 
 from agentfs.engine.core import Core
 from agentfs.engine.mail import Mail
-from agentfs.engine.settings import Settings, parse_settings
+from agentfs.engine.settings import Settings, settings_of
 from agentfs.engine.tick import Running, Ticks
 from agentfs.engine.timers import Timers
 from agentfs.rows import AgentRow, StateRow
@@ -126,7 +126,7 @@ class Workers:
         row, state = await self._core.store.get(AgentRow, agent), await self._core.store.get(StateRow, agent)
         if row is None or state is None or row.is_paused or row.terminated_at_ns is not None:
             return None
-        settings = parse_settings(row.config)
+        settings = settings_of(row.config)
         return settings if state.failures < settings.quarantine_after else None
 
     def _wake_at(self, agent: str, at_ns: int) -> None:

@@ -8,17 +8,18 @@ from __future__ import annotations
 import errno
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import Final, Self, TypeAlias
+from typing import Self, TypeAlias
+
+import msgspec
 
 from agentfs.errors import error
 from agentfs.grants import Grant
 from agentfs.guards.fair import Bucket
 from agentfs.guards.lease import Lease, LeasedHandle
-from agentfs.service import FileHandle, FileService
+from agentfs.service import FileHandle, FileService, Selective
 from agentfs.types import NO_WANT, OPERATOR, Confirm, Kind, Mode, Path, Principal, Purse, Stat, Want
 from agentfs.views import View
 
-_WRITES: Final = Mode.WRITE | Mode.TRUNCATE | Mode.APPEND
 Pay: TypeAlias = Callable[[Principal], Awaitable[Purse]]
 Hold: TypeAlias = Callable[[Principal], Confirm]
 
@@ -36,7 +37,7 @@ class GrantedHandle(LeasedHandle):
         return await super().write(data, offset)
 
 
-class Granted(View):
+class Granted(Selective, View):
     """*service* as *grant* allows it, until *lease* is revoked.
 
     ``read_only``: what would change something is EROFS. ``sign_only``: calls are allowed, other writes EACCES.
@@ -52,6 +53,7 @@ class Granted(View):
         super().__init__(service)
         self._grant, self.lease, self._bucket, self._pay, self._hold = grant, lease, bucket, pay, hold
         self._only_calls = "sign_only" if grant.level == "sign_only" else "with confirm" if grant.confirm else ""
+        self._hidden = {"read_only": 0o222, "disabled": 0o777}.get(grant.level, 0)
         self._principal = OPERATOR
 
     def attach(self, principal: Principal) -> Self:
@@ -60,19 +62,20 @@ class Granted(View):
         return view
 
     def _masked(self, st: Stat) -> Stat:
-        match self._grant.level:
-            case "read_only":
-                return replace(st, mode=st.mode & ~0o222)
-            case "disabled":
-                return replace(st, mode=st.mode & ~0o777)
-        return replace(st, mode=st.mode & ~0o222) if self._only_calls and st.kind is not Kind.CALL else st
+        hidden = self._hidden or (0o222 if self._only_calls and st.kind is not Kind.CALL else 0)
+        return msgspec.structs.replace(st, mode=st.mode & ~hidden) if hidden else st
+
+    def lacks(self, name: str, *, is_change: bool) -> bool:
+        is_refused = is_change and (self._hidden or self._only_calls)
+        is_more = is_refused or self.lease.is_revoked or self._hidden == 0o777 or self._bucket is not None
+        return not is_more and isinstance(self._service, Selective) and self._service.lacks(name, is_change=is_change)
 
     async def stat(self, path: Path) -> Stat:
-        return self._masked(await super().stat(path))
+        return self._masked(await self._service.stat(path))
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
         self._check(path)
-        return [self._masked(st) for st in await super().list(path, after, limit)]
+        return [self._masked(st) for st in await self._service.list(path, after, limit)]
 
     def _check(self, path: Path) -> None:
         self.lease.check(path)
@@ -102,7 +105,7 @@ class Granted(View):
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         self._check(path)
-        if mode & _WRITES:
+        if mode.is_change:
             if self._grant.level == "read_only":
                 raise error(errno.EROFS, path, "mounted read_only")
             if self._only_calls and (await self._service.stat(path)).kind is not Kind.CALL:
@@ -110,7 +113,7 @@ class Granted(View):
             want = self._confirmed(await self._paying(want))
         if self._bucket is not None:
             self._bucket.take(1, path, errno.EAGAIN)
-        return await self._held(await super().open(path, mode, want=want), path, mode)
+        return await self._held(await self._service.open(path, mode, want=want), path, mode)
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         self._change(path)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from hashlib import blake2b
 
 import msgspec
@@ -120,7 +121,8 @@ class Agents(FileService):
         agent, _, rest = path.partition("/")
         if path == ROOT or agent == "new":
             return None
-        await self._top.stat(Path(agent))
+        if self._table.has is None or not await self._table.has(At(Path(agent), {}, self._principal), agent):
+            raise error(errno.ENOENT, agent)
         return self._space(agent, self._principal), agent, Path(rest)
 
     async def stat(self, path: Path) -> Stat:
@@ -192,8 +194,13 @@ def seen_as(principal: Principal, agent: str) -> Principal:
     return Principal("agent", agent, tuple(below(caveat) for caveat in principal.caveats))
 
 
+@lru_cache(maxsize=1 << 16)
+def _number(agent: str, number: int) -> int:
+    digest = blake2b(b"%d/%s" % (number, agent.encode()), digest_size=8).digest()
+    return int.from_bytes(digest) >> 1
+
+
 def _own(st: Stat, agent: str) -> Stat:
     """*st* with a number that no other agent's file has."""
-    digest = blake2b(b"%d/%s" % (st.qid.path, agent.encode()), digest_size=8).digest()
-    number = int.from_bytes(digest) >> 1
-    return Stat(st.name, st.mode, st.size, st.mtime_ns, Qid(number, st.qid.version), st.kind)
+    qid = Qid(_number(agent, st.qid.path), st.qid.version)
+    return Stat(st.name, st.mode, st.size, st.mtime_ns, qid, st.kind)

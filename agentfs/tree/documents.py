@@ -32,9 +32,9 @@ class Answer:
 class UnitHandle(TreeHandle):
     """Feeds an `Intake` and hands complete units to `_apply`; a bad unit behind good ones gives a short count."""
 
-    def __init__(self, snapshot: bytes | None, opening: Opening) -> None:
+    def __init__(self, snapshot: bytes | None, opening: Opening, *, accepts_json: bool = True) -> None:
         super().__init__(opening)
-        self._snapshot, self._intake = snapshot, Intake(opening.limits.document_bytes)
+        self._snapshot, self._intake = snapshot, Intake(opening.limits.document_bytes, accepts_json=accepts_json)
         self._broken: OSError | None = None  # a unit was cut off: where the next one begins nobody can tell
 
     @property
@@ -93,8 +93,7 @@ class DocumentHandle(UnitHandle):
     """`File`: all that is written on one handle is one document."""
 
     def __init__(self, node: File, snapshot: bytes | None, opening: Opening) -> None:
-        super().__init__(snapshot, opening)
-        self._intake = Intake(opening.limits.document_bytes, accepts_json=not node.is_text)
+        super().__init__(snapshot, opening, accepts_json=not node.is_text)
         self._node, self._text, self._is_done = node, b"", False
 
     async def _write(self, data: bytes, offset: int) -> int:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import stat as _stat
 from collections.abc import Sequence
-from dataclasses import replace
 from hashlib import blake2b
+
+from msgspec.structs import replace
 
 from agentfs.errors import error
 from agentfs.service import FileHandle, FileService

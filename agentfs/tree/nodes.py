@@ -11,17 +11,18 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol, TypeAlias
 
+import msgspec
+
 from agentfs.record import Log
 from agentfs.service import FileService
 from agentfs.types import NO_WANT, OPERATOR, Kind, Path, Principal, Want
 
 
-@dataclass(frozen=True, slots=True)
-class At:
+class At(msgspec.Struct, frozen=True):
     """Where and for whom a function of the tree runs: ``at["id"]`` is what matched ``{id}`` on the way."""
 
     path: Path
-    params: Mapping[str, str] = field(default_factory=dict)
+    params: Mapping[str, str] = msgspec.field(default_factory=dict)
     principal: Principal = OPERATOR
     want: Want = NO_WANT
 
@@ -29,8 +30,7 @@ class At:
         return self.params[name]
 
 
-@dataclass(frozen=True, slots=True)
-class Info:
+class Info(msgspec.Struct, frozen=True):
     """What the author knows cheaply of a file: ``version`` rises with every change, ``size`` in bytes (0: unknown)."""
 
     version: int = 0
@@ -38,8 +38,7 @@ class Info:
     mtime_ns: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One name of a keyed directory, with its info where listing has it at hand."""
 
     key: str
@@ -212,7 +211,15 @@ class Dir:
     rename: Callable[[At, At], Awaitable[None]] | None = None
     operator: bool = False
     is_protected: Callable[[At], Awaitable[bool]] | None = None
+    fixed: Mapping[str, Node] = field(init=False, repr=False)  # the entries by name
+    slot: tuple[str, str, str] = field(init=False, repr=False)  # prefix, parameter and suffix of the pattern of each
     kind: ClassVar[Kind] = Kind.DIR
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "fixed", {entry.name: entry for entry in reversed(self.entries)})
+        prefix, _, rest = (self.each.name if self.each else "{}").partition("{")
+        param, _, suffix = rest.partition("}")
+        object.__setattr__(self, "slot", (prefix, param, suffix))
 
     def may_change(self, principal: Principal) -> bool:
         """Names can be added or removed, and the grant of *principal* allows it."""
@@ -224,18 +231,13 @@ class Dir:
         """Type and permission bits."""
         return _stat.S_IFDIR | (0o777 if self.may_change(principal) else 0o555)
 
-    @property
-    def slot(self) -> tuple[str, str, str]:
-        """Prefix, parameter name and suffix of ``each``'s pattern."""
-        prefix, _, rest = (self.each.name if self.each else "{}").partition("{")
-        param, _, suffix = rest.partition("}")
-        return prefix, param, suffix
-
     def key_of(self, name: str) -> str | None:
         """The key that *name* stands for, or None when it does not fit the pattern."""
+        if self.each is None:
+            return None
         prefix, _, suffix = self.slot
         fits = name.startswith(prefix) and name.endswith(suffix) and len(name) > len(prefix) + len(suffix)
-        return name[len(prefix) : len(name) - len(suffix)] if fits and self.each else None
+        return name[len(prefix) : len(name) - len(suffix)] if fits else None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,7 +16,7 @@ from stat import S_ISVTX
 from agentfs.errors import error
 from agentfs.limits import Limits
 from agentfs.ports import LogHead
-from agentfs.service import FileHandle, FileService
+from agentfs.service import FileHandle, FileService, Selective
 from agentfs.tree.grafts import Grafted, graft, has_graft, unreachable
 from agentfs.tree.handles import Errors, Opening
 from agentfs.tree.nodes import At, Data, Dir, Entry, File, Graft, Info, Leaf, Node, Stream
@@ -46,7 +46,11 @@ def _number(path: str) -> int:
     return int.from_bytes(blake2b(path.encode("utf-8", "surrogateescape"), digest_size=8).digest()) >> 1
 
 
-class Tree(FileService):
+def _may_be_twin(path: Path) -> bool:
+    return "@" in path or path.endswith(".1")
+
+
+class Tree(Selective, FileService):
     """A service declared as a table of *entries*, or as one directory *root*. Safe for concurrent use."""
 
     def __init__(
@@ -68,7 +72,7 @@ class Tree(FileService):
     @property
     def _scratch(self) -> dict[Path, bytes]:
         """What `sed -i` writes before it renames it; nobody else's: it becomes what may be theirs."""
-        return self._scratches.get(self._principal, {})
+        return self._scratches.get(self._principal, {}) if self._scratches else {}
 
     def _keep(self, path: Path, value: bytes) -> None:
         """Put a scratch; who never comes back for its own loses it to others in the end."""
@@ -94,7 +98,7 @@ class Tree(FileService):
                 return node, self._at(top, params, want)
             if not isinstance(node, Dir):
                 raise error(errno.ENOTDIR, path)
-            child = await self._child(node, self._at(top, params), name)
+            child = await self._child(node, top, params, name)
             top = join(top, name)
             if child is None:
                 if top != path or (top not in self._pending and top not in self._scratch):
@@ -103,15 +107,15 @@ class Tree(FileService):
             node = child
         return node, self._at(path, params, want)
 
-    async def _child(self, top: Dir, at: At, name: str) -> Node | None:
-        for entry in top.entries:
-            if entry.name == name:
-                return entry
+    async def _child(self, top: Dir, path: Path, params: dict[str, str], name: str) -> Node | None:
+        """What *name* is in the directory *top*, which is at *path*; *params* gets its key."""
+        if (entry := top.fixed.get(name)) is not None:
+            return entry
         key = top.key_of(name)
-        if key is not None and top.each is not None and top.has is not None and await top.has(at, key):
-            at.params[top.slot[1]] = key  # type: ignore[index]  # _walk gave a dict
-            return top.each
-        return None
+        if key is None or top.has is None or not await top.has(self._at(path, params), key):
+            return None
+        params[top.slot[1]] = key
+        return top.each
 
     async def _below(self, path: Path, want: Want) -> Grafted | None:
         """What *path* is in, where that is a graft; the graft itself is in its directory."""
@@ -126,7 +130,7 @@ class Tree(FileService):
             return False
         top, name = split(path)
         node, at = await self._walk(top)
-        return isinstance(node, Dir) and await self._child(node, self._at(top, dict(at.params)), name) is None
+        return isinstance(node, Dir) and await self._child(node, top, dict(at.params), name) is None
 
     def _template(self, top: Dir, path: Path, params: dict[str, str], name: str) -> Node:
         key = top.key_of(name)
@@ -147,10 +151,15 @@ class Tree(FileService):
 
         return Data(name=split(path)[1], read=read, write=write, remove=remove, limit=self._limits.document_bytes)
 
+    def lacks(self, name: str, *, is_change: bool) -> bool:
+        top = self._root
+        is_fixed = top.each is None and not self._pending and not self._scratches
+        return is_fixed and name not in top.fixed and not _may_be_twin(Path(name))
+
     # -- stat and list ---------------------------------------------------------------------------------------------
 
     async def stat(self, path: Path) -> Stat:
-        if (twin := await self._twin(path)) is not None:
+        if _may_be_twin(path) and (twin := await self._twin(path)) is not None:
             return twin
         node, at = await self._walk(path)
         return await ((await graft(node, at)).stat(path) if isinstance(node, Graft) else self._stat(node, at, None))
@@ -167,7 +176,7 @@ class Tree(FileService):
             return self._stat_log(node, at, heads[-1] if heads else None)
         if at.path in self._scratch:
             info = Info(size=len(self._scratch[at.path]))
-        elif info is None and not await self._is_new(at.path):
+        elif info is None and (not self._pending or not await self._is_new(at.path)):
             info = await node.info(at) if node.info else Info()
         info = info or Info()
         return Stat(name, node.mode(self._principal), info.size, info.mtime_ns, Qid(number, info.version), node.kind)
@@ -212,24 +221,21 @@ class Tree(FileService):
             return await (await graft(node, at)).list(path, after, limit)
         if not isinstance(node, Dir):
             raise error(errno.ENOTDIR, path)
-        fixed: dict[str, tuple[Node, Entry | None]] = {e.name: (e, None) for e in node.entries}
-        keyed: dict[str, tuple[Node, Entry | None]] = {}
+        children: dict[str, tuple[Node, Entry | None]] = {}
         if node.each is not None:
             prefix, _, suffix = node.slot
-            keyed = {f"{prefix}{e.key}{suffix}": (node.each, e) for e in await node.keys(at, after, limit)}
-        children = {**keyed, **fixed}
-        found: list[Stat] = []
+            children = {f"{prefix}{e.key}{suffix}": (node.each, e) for e in await node.keys(at, after, limit)}
+        children |= {name: (child, None) for name, child in node.fixed.items()}
+        least, found = after.removesuffix(".1"), list[Stat]()
         for name in sorted(children):
-            if len(found) < limit and name >= after.removesuffix(".1"):
-                listed = await self._listed(path, at, node, name, *children[name])
+            if len(found) < limit and name >= least:
+                listed = await self._listed(at, node, name, *children[name])
                 found += [st for st in listed if st.name > after]
         return sorted(found, key=lambda st: st.name)[:limit]
 
-    async def _listed(
-        self, top: Path, at: At, parent: Dir, name: str, child: Node, entry: Entry | None
-    ) -> Sequence[Stat]:
-        params = {**at.params, parent.slot[1]: entry.key} if entry else dict(at.params)
-        here = self._at(join(top, name), params)
+    async def _listed(self, at: At, top: Dir, name: str, child: Node, entry: Entry | None) -> Sequence[Stat]:
+        params = {**at.params, top.slot[1]: entry.key} if entry else dict(at.params)
+        here = self._at(join(at.path, name), params)
         try:
             stats = [await self._stat(child, here, entry.info if entry else None)]
         except FileNotFoundError:  # removed since it was listed
@@ -239,14 +245,14 @@ class Tree(FileService):
                 raise
             return [unreachable(here.path)]
         if isinstance(child, Stream) and len(heads := await (await child.log(here)).heads()) > 1:
-            older = At(join(top, f"{name}.1"), params, self._principal)
+            older = At(join(at.path, f"{name}.1"), params, self._principal)
             stats.append(self._stat_log(child, older, heads[0]))
         return stats
 
     # -- open ------------------------------------------------------------------------------------------------------
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
-        if (found := await self._stream(path)) is not None:
+        if _may_be_twin(path) and (found := await self._stream(path)) is not None:
             node, at, cursor = found
             self._permit(node, path, mode)
             return await open_twin(node, cursor, self._opening(at, mode, node))
@@ -301,7 +307,7 @@ class Tree(FileService):
         check_name(name, at.path)
         if not top.may_change(self._principal):
             raise error(errno.EACCES, at.path, "names here are fixed")
-        if top.key_of(name) is None or any(e.name == name for e in top.entries):
+        if top.key_of(name) is None or name in top.fixed:
             want = top.each.name if top.each else "no new names"
             raise error(errno.EINVAL, at.path, f"name {name!r}: want {want}")
 

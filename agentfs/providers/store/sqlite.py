@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import os
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -21,6 +22,7 @@ from agentfs.ports import Clock, Committed, Line, LogHead, Unit
 from agentfs.providers.store import sql
 from agentfs.providers.store.faults import fault, translated
 from agentfs.providers.store.fsck import faults_of
+from agentfs.providers.store.kept import Facet, Kept, facet_of, touched
 from agentfs.providers.store.lock import Claim
 from agentfs.providers.store.room import free_bytes, log_bytes
 from agentfs.providers.store.schema import PLAN, Plan, connect, prepare
@@ -38,6 +40,10 @@ def _locate(path: str | os.PathLike[str]) -> Path:
     return Path(path).resolve()
 
 
+def _number(row: Sequence[Any]) -> int:
+    return int(row[0])
+
+
 class SqliteStore:
     """A `Store` in one file. Belongs to the event loop that opened it; every method may run concurrently there."""
 
@@ -49,6 +55,7 @@ class SqliteStore:
         self._slots = anyio.Semaphore(WAITING, fast_acquire=True)
         self._is_closing = False
         self._closed = anyio.Event()
+        self._kept = Kept()
         self._writer = Writer(writing, clock, path, reserve, self._answered)
 
     @classmethod
@@ -95,8 +102,9 @@ class SqliteStore:
         if self._is_closing:
             self._slots.release()
             raise self._gone()
-        job = Job(unit)
+        job = Job(unit, touched(unit))
         self._writer.put(job)
+        self._kept.begin(job.touched)
         await job.done.wait()
         if job.failure is not None:
             raise job.failure
@@ -106,36 +114,54 @@ class SqliteStore:
     def _answered(self, jobs: Sequence[Job]) -> None:
         for job in jobs:
             self._slots.release()
+            self._kept.end(job.touched)
             job.done.set()
 
     async def get(self, table: type[R], *key: str) -> R | None:
         """See `Store.get`."""
-        shape = shape_of(table)
-        check_key(shape, key, full=True)
-        rows = self._rows(sql.pick(shape), key)
-        return sql.decode(table, rows[0]) if rows else None
+        question = (table, key)
+        found = self._kept.get(question)
+        if found is None:
+            shape = shape_of(table)
+            check_key(shape, key, full=True)
+            found = self._ask(question, facet_of(shape, key), partial(sql.decode, table), sql.pick(shape), key)
+        return found[0] if found else None
 
     async def scan(
         self, table: type[R], *prefix: str, by: str = "", after: object = None, limit: int = -1, newest: bool = False
     ) -> Sequence[R]:
         """See `Store.scan`."""
-        shape = shape_of(table)
-        check_scan(shape, prefix, by, after)
-        statement = sql.scan(shape, len(prefix), by, after is not None, newest)
-        args = (*prefix, after, limit) if after is not None else (*prefix, limit)
-        return [sql.decode(table, row) for row in self._rows(statement, args)]
+        question = (table, prefix, by, limit, newest)
+        found = self._kept.get(question) if after is None else None
+        if found is None:
+            shape = shape_of(table)
+            check_scan(shape, prefix, by, after)
+            facet = facet_of(shape, prefix) if after is None else None
+            statement = sql.scan(shape, len(prefix), by, after is not None, newest)
+            args = (*prefix, limit) if after is None else (*prefix, after, limit)
+            found = self._ask(question, facet, partial(sql.decode, table), statement, args)
+        return list(found)
 
     async def count(self, table: type[Row], *prefix: str) -> int:
         """See `Store.count`."""
-        shape = shape_of(table)
-        check_key(shape, prefix)
-        return int(self._rows(sql.count(shape, len(prefix)), prefix)[0][0])
+        question = ("count", table, prefix)
+        found = self._kept.get(question)
+        if found is None:
+            shape = shape_of(table)
+            check_key(shape, prefix)
+            found = self._ask(question, facet_of(shape, prefix), _number, sql.count(shape, len(prefix)), prefix)
+        return int(found[0])
 
     async def total(self, table: type[Row], column: str, *prefix: str) -> int:
         """See `Store.total`."""
-        shape = shape_of(table)
-        check_total(shape, prefix, column)
-        return int(self._rows(sql.total(shape, column, len(prefix)), prefix)[0][0])
+        question = ("total", table, column, prefix)
+        found = self._kept.get(question)
+        if found is None:
+            shape = shape_of(table)
+            check_total(shape, prefix, column)
+            statement = sql.total(shape, column, len(prefix))
+            found = self._ask(question, facet_of(shape, prefix), _number, statement, prefix)
+        return int(found[0])
 
     async def agents(self, table: type[Row]) -> Sequence[str]:
         """See `Store.agents`; of a table without that column, its ids."""
@@ -143,23 +169,29 @@ class SqliteStore:
 
     async def log(self, agent: str, log: str) -> Sequence[LogHead]:
         """See `Store.log`."""
-        check_text(agent, "log agent")
-        check_text(log, "log name")
-        return [LogHead(*row[:7]) for row in self._rows(sql.HEADS, (agent, log))]
+        return [LogHead(*row[:7]) for row in self._heads(agent, log)]
 
     async def lines(
         self, agent: str, log: str, generation: int, *, seq: int = 0, offset: int = 0, limit: int = 256
     ) -> Sequence[Line]:
         """See `Store.lines`."""
-        check_text(agent, "log agent")
-        check_text(log, "log name")
-        for row in self._rows(sql.HEADS, (agent, log)):
+        for row in self._heads(agent, log):
             if row[1] == generation:
                 first, following, number = row[2], row[3], row[7]
                 start = max(seq, self._behind(number, first, following, offset))
                 lines = self._rows(sql.LINES, (number, start, limit))
                 return [Line(at, end, line.encode()) for at, end, line in lines]
         return []
+
+    def _heads(self, agent: str, log: str) -> Sequence[Any]:
+        """The rows of `sql.HEADS`. EINVAL, EILSEQ."""
+        facet = (agent, log)
+        found = self._kept.get(facet)
+        if found is None:
+            check_text(agent, "log agent")
+            check_text(log, "log name")
+            found = self._ask(facet, facet, tuple, sql.HEADS, facet)
+        return found
 
     def _behind(self, number: int, low: int, high: int, offset: int) -> int:
         """The first sequence number whose record ends behind *offset*: numbers are contiguous, ends only rise."""
@@ -194,6 +226,7 @@ class SqliteStore:
             self._writer.stop()
             await anyio.to_thread.run_sync(self._writer.join)
             reading, self._reading = self._open(), None
+            self._kept.clear()
             reading.close()
             self._claim.release()
             self._closed.set()
@@ -205,6 +238,16 @@ class SqliteStore:
         if self._reading is None:
             raise self._gone()
         return self._reading
+
+    def _ask(
+        self, question: Hashable, facet: Facet | None, decode: Callable[[Any], Any], statement: str, args: Sequence[Any]
+    ) -> tuple[Any, ...]:
+        """What *statement* gives now, each row decoded; kept for *question* as long as *facet* does not change."""
+        rows = self._rows(statement, args)
+        answer = tuple([decode(row) for row in rows])
+        if facet is not None:
+            self._kept.keep(question, facet, rows, answer)
+        return answer
 
     def _rows(self, statement: str, args: Sequence[Any]) -> list[Any]:
         conn = self._open()

@@ -21,6 +21,7 @@ from agentfs.errors import error
 from agentfs.ports import Clock, Committed, Delete, DropLogs, Unit
 from agentfs.providers.store.apply import Tables
 from agentfs.providers.store.faults import fault
+from agentfs.providers.store.kept import Touched
 from agentfs.providers.store.room import AMPLE, free_bytes, log_bytes, weight
 
 GROUP: Final = 256
@@ -31,6 +32,7 @@ class Job:
     """One unit handed over: either ``result`` or ``failure`` is set before ``done``."""
 
     unit: Unit
+    touched: Touched
     done: anyio.Event = field(default_factory=anyio.Event)
     result: Committed | None = None
     failure: BaseException | None = None
