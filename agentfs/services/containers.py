@@ -6,8 +6,8 @@
 words) until one fails; build does too and names its ``artifacts`` (globs below the workdir) with size and sha256;
 interactive stays until it is stopped or its time is over. ``repo`` {url, git_ref?, subdir?, auth?} is cloned first;
 ``auth``, and values of ``env``, may be ``secret:NAME``. ``limits``: max_time_secs max_memory_mb max_disk_mb
-max_cpu_cores max_processes max_files allow_network. ``image`` "" is the provider's own, ``provider`` "" or local the
-best there is. No network unless asked for and allowed. The same idempotency_key is the same session; with another
+max_file_mb (of one file; past it EFBIG) max_cpu_cores max_processes max_files allow_network. ``image`` "" is the
+provider's own, ``provider`` "" or local the best there is. No network unless asked for and allowed. The same idempotency_key is the same session; with another
 request it is EEXIST. Past the policy: EACCES; past a budget or too many at a time: EDQUOT; what a provider cannot do:
 EOPNOTSUPP.
 ``containers/sessions/<session>/status`` (R) provisioning | cloning | running | complete | failed | expired, with times.

@@ -33,7 +33,7 @@ from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.reach import Reach
 from agentfs.providers.containers.sessions import Sessions
-from agentfs.providers.containers.watched import Watched
+from agentfs.providers.containers.watched import TOO_LARGE, Watched, past_file
 from agentfs.providers.containers.workdir import MIB, Owner, Workdir
 from agentfs.service import FileService
 
@@ -41,7 +41,7 @@ _PROBE: Final = ".health"
 _PROBE_S: Final = 5.0
 _ENV_MAX: Final = 2000  # names; bwrap takes 9000 words in all
 _OPEN_FILES: Final = 1024
-_KILLED, _TOO_LARGE = 137, 153  # SIGKILL, SIGXFSZ
+_KILLED: Final = 137  # SIGKILL
 _REMOVE_TRIES: Final = 50
 
 
@@ -157,7 +157,7 @@ class Bubblewrap:
             kind, reason = cell.failure()
             if kind == "exec":
                 yield Output("stderr", f"{command.argv[0]}: {reason}\n".encode())
-            ended = _exit(cell, group, reason) if kind in ("", "exec") else _failed(reason, command)
+            ended = _exit(cell, group, reason, spec.limits) if kind in ("", "exec") else _failed(reason, command)
             self._sessions.count(spec.id, ended.used)
             yield ended
         finally:
@@ -194,7 +194,7 @@ class Bubblewrap:
 
     def files(self, id: str, limits: Limits) -> FileService:
         """Its workdir as files."""
-        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.max_disk_mb * MIB, names=self._names)
+        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.file_bytes, names=self._names)
 
     async def used(self, id: str) -> Used:
         """What its commands used that have ended, and what lies in its workdir. ENOENT."""
@@ -296,14 +296,14 @@ def _ulimits(limits: Limits) -> str:
     """Lines of shell that limit what follows: to limit another user's process takes a right that root may lack."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
-    return f"ulimit -c 0; ulimit -n {files}; ulimit -f {limits.max_disk_mb * MIB // 512}\n"
+    return f"ulimit -c 0; ulimit -n {files}; ulimit -f {limits.file_bytes // 512}\n"
 
 
-def _exit(cell: Cell, group: Group | None, reason: str) -> Exit:
+def _exit(cell: Cell, group: Group | None, reason: str, limits: Limits) -> Exit:
     code, cause = _KILLED if cell.code is None else cell.code, cell.cause
     if reason:
         code = 127 if reason == os.strerror(errno.ENOENT) else 126
-    causes: Mapping[int, Cause] = {_KILLED: cause, _TOO_LARGE: "disk"}
+    causes: Mapping[int, Cause] = {_KILLED: cause, TOO_LARGE: past_file(limits)}
     cause = causes.get(code, "")
     if not cause and code and group is not None and group.is_short_of_memory():
         cause = "memory"

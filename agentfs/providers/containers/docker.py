@@ -27,7 +27,7 @@ from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keep
 from agentfs.providers.containers.inmates import Inmates
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.running import Box, Running, swept
-from agentfs.providers.containers.workdir import MIB, Owner, Workdir
+from agentfs.providers.containers.workdir import Owner, Workdir
 from agentfs.service import FileService
 
 _ABLE: Final = frozenset({"cpu", "memory", "processes", "disk", "view"})
@@ -184,7 +184,7 @@ class Docker:
         return Workdir(self._top, id, self._owner)
 
     def files(self, id: str, limits: Limits) -> FileService:
-        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.max_disk_mb * MIB, names=self._names)
+        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.file_bytes, names=self._names)
 
     async def used(self, id: str) -> Used:
         box = await self._box(id)

@@ -20,7 +20,7 @@ from agentfs.containers.documents import Limits, Repo
 from agentfs.errors import error
 from agentfs.providers.containers.reach import Reach
 from agentfs.providers.containers.rootfs import PATH
-from agentfs.providers.containers.workdir import MIB, Owner, Workdir
+from agentfs.providers.containers.workdir import Owner, Workdir
 
 _WORDS_MAX: Final = 65_536  # far more than is told: what is cut could be half of a secret
 _SCRIPT: Final = """set -e
@@ -57,7 +57,7 @@ async def clone(workdir: Workdir, owner: Owner, repo: Repo, secret: str, limits:
     """
     reach = Reach(owner if os.geteuid() == 0 else None, [str(workdir.path)])
     words = [reach.seen(str(workdir.path)), repo.url, repo.git_ref or "HEAD", repo.subdir]
-    argv = [*reach.before(), "/bin/sh", "-c", _SCRIPT, "clone", *words, str(limits.max_disk_mb * MIB // 512)]
+    argv = [*reach.before(), "/bin/sh", "-c", _SCRIPT, "clone", *words, str(limits.file_bytes // 512)]
     is_over = False
     async with await anyio.open_process(
         argv, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env=_environment(secret), start_new_session=True
