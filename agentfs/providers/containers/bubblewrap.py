@@ -32,6 +32,7 @@ from agentfs.providers.containers.cgroup import Group, Groups, name_of
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.reach import Reach
+from agentfs.providers.containers.room import Room
 from agentfs.providers.containers.sessions import Sessions
 from agentfs.providers.containers.watched import TOO_LARGE, Watched, past_file
 from agentfs.providers.containers.workdir import MIB, Owner, Workdir
@@ -71,6 +72,7 @@ class Bubblewrap:
         self._owner, self._become = owner, owner if os.geteuid() == 0 else None
         self._groups = Groups(name_of(top), top / "cgroups") if groups is None else groups
         self._filter, self._names = seccomp.program(), Names()
+        self._rooms = dict[str, Room]()
         self._live: dict[str, set[Cell]] = {}
         self._is_well, self._asking = False, anyio.Lock()
         self._count = 0
@@ -133,9 +135,10 @@ class Bubblewrap:
         workdir = self._workdir(spec.id)
         if self._sessions.get(spec.id).is_ended or not workdir.path.is_dir():
             raise error(errno.ENOENT, detail=f"session {spec.id}")
-        async with aclosing(self._run(spec, command, workdir)) as running:
-            async for happening in running:
-                yield happening
+        with self._room(spec.id).commanded():
+            async with aclosing(self._run(spec, command, workdir)) as running:
+                async for happening in running:
+                    yield happening
 
     async def _run(self, spec: Spec, command: Command, workdir: Workdir) -> AsyncGenerator[Happening, None]:
         group = self._group(spec.limits)
@@ -191,10 +194,16 @@ class Bubblewrap:
             await self.end(id)
             await anyio.to_thread.run_sync(self._workdir(id).remove)
             self._sessions.remove(id)
+            self._rooms.pop(id, None)
 
     def files(self, id: str, limits: Limits) -> FileService:
         """Its workdir as files."""
-        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.file_bytes, names=self._names)
+        room = self._room(id)
+        room.limits, path = limits, self._workdir(id).path
+        return HostFiles(path, self._owner, file_bytes=limits.file_bytes, names=self._names, room=room)
+
+    def _room(self, id: str) -> Room:
+        return self._rooms.setdefault(id, Room(self._workdir(id)))
 
     async def used(self, id: str) -> Used:
         """What its commands used that have ended, and what lies in its workdir. ENOENT."""

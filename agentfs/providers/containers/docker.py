@@ -26,6 +26,7 @@ from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keeper, name_of
 from agentfs.providers.containers.inmates import Inmates
 from agentfs.providers.containers.names import Names
+from agentfs.providers.containers.room import Room
 from agentfs.providers.containers.running import Box, Running, swept
 from agentfs.providers.containers.workdir import Owner, Workdir
 from agentfs.service import FileService
@@ -52,6 +53,7 @@ class Docker:
         """
         self._top, self._owner, self._runtime, self._pull, self._network = top, owner, runtime, pull, network
         self._daemon, self._boxes, self._names = Daemon(socket), dict[str, Box](), Names()
+        self._rooms = dict[str, Room]()
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -136,16 +138,17 @@ class Docker:
         init = _INIT if await self._daemon.is_docker() else []
         argv = [*init, *_ENTER, posixpath.join(spec.workdir, command.cwd), *command.argv]
         running = Running(self._daemon, box, spec.limits, hide)
-        try:
-            await running.begin(argv, f"{self._owner.uid}:{self._owner.gid}", env, spec.workdir, command.stdin)
-            while True:
-                happening = await running.next()
-                yield happening
-                if isinstance(happening, Exit):
-                    return
-        finally:
-            with anyio.CancelScope(shield=True):
-                await running.close()
+        with self._room(spec.id).commanded():
+            try:
+                await running.begin(argv, f"{self._owner.uid}:{self._owner.gid}", env, spec.workdir, command.stdin)
+                while True:
+                    happening = await running.next()
+                    yield happening
+                    if isinstance(happening, Exit):
+                        return
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await running.close()
 
     async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
         await git.clone((await self._box(spec.id)).workdir, self._owner, repo, secret, spec.limits)
@@ -177,6 +180,7 @@ class Docker:
         workdir = self._workdir(id)
         await self.end(id)
         await anyio.to_thread.run_sync(workdir.remove)
+        self._rooms.pop(id, None)
 
     def _workdir(self, id: str) -> Workdir:
         if not _ID.match(id):
@@ -184,7 +188,12 @@ class Docker:
         return Workdir(self._top, id, self._owner)
 
     def files(self, id: str, limits: Limits) -> FileService:
-        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.file_bytes, names=self._names)
+        room = self._room(id)
+        room.limits, path = limits, self._workdir(id).path
+        return HostFiles(path, self._owner, file_bytes=limits.file_bytes, names=self._names, room=room)
+
+    def _room(self, id: str) -> Room:
+        return self._rooms.setdefault(id, Room(self._workdir(id)))
 
     async def used(self, id: str) -> Used:
         box = await self._box(id)
