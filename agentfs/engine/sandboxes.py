@@ -329,7 +329,7 @@ class Sandboxes:
             raise error(errno.ENOENT, detail="its files are gone")
         request = msgspec.json.decode(row.request, type=Request)
         if request.repo is not None and row.state in LIVE and row.state != RUNNING:
-            raise _not_there(row)  # git runs outside of the sandbox, and does what .git/config says
+            raise _not_there(row)  # git has the network, and does what .git/config says
         return offer.provider.files(row.id, terms.kept(request, await self.policy(row.agent)))
 
     # -- what there is ---------------------------------------------------------------------------------------------

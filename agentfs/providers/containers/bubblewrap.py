@@ -105,7 +105,9 @@ class Bubblewrap:
         workdir.make()
         code = 0
         try:
-            async with aclosing(self._run(Spec(_PROBE, ""), Command(_PROBE, ["/bin/sh", "-c", ":"]), workdir)) as ran:
+            async with aclosing(
+                self.enclose(Spec(_PROBE, ""), Command(_PROBE, ["/bin/sh", "-c", ":"]), workdir)
+            ) as ran:
                 async for happening in ran:
                     code = happening.code if isinstance(happening, Exit) else code
         finally:
@@ -136,14 +138,17 @@ class Bubblewrap:
         if self._sessions.get(spec.id).is_ended or not workdir.path.is_dir():
             raise error(errno.ENOENT, detail=f"session {spec.id}")
         with self._room(spec.id).commanded():
-            async with aclosing(self._run(spec, command, workdir)) as running:
+            async with aclosing(self.enclose(spec, command, workdir)) as running:
                 async for happening in running:
                     yield happening
 
-    async def _run(self, spec: Spec, command: Command, workdir: Workdir) -> AsyncGenerator[Happening, None]:
+    async def enclose(
+        self, spec: Spec, command: Command, workdir: Workdir, files: Mapping[str, bytes] | None = None
+    ) -> AsyncGenerator[Happening, None]:
+        """As `run`, over any *workdir*, which may be another provider's; *files* are put in by their paths inside."""
         group = self._group(spec.limits)
         try:
-            cell = Cell(self._launch(spec, command, workdir, group), command.stdin)
+            cell = Cell(self._launch(spec, command, workdir, group, files or {}), command.stdin)
         except BaseException:
             await self._give_up(spec.id, None, group)
             raise
@@ -170,9 +175,10 @@ class Bubblewrap:
                 await self._give_up(spec.id, cell, group)
 
     async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
-        """Fill its workdir with what *repo* holds, by this machine's git; see the port."""
+        """Fill its workdir with what *repo* holds, by this machine's git in a sandbox; see the port."""
         self._sessions.get(spec.id)
-        await git.clone(self._workdir(spec.id), self._owner, repo, secret, spec.limits)
+        with self._room(spec.id).commanded():
+            await git.clone(self._workdir(spec.id), self._owner, repo, secret, spec.limits, self.enclose)
 
     async def quiet(self, spec: Spec) -> None:
         """End every command that runs in it. ENOENT when it is gone."""
@@ -222,7 +228,9 @@ class Bubblewrap:
 
     # -- one command ---------------------------------------------------------------------------------------------
 
-    def _launch(self, spec: Spec, command: Command, workdir: Workdir, group: Group | None) -> Launch:
+    def _launch(
+        self, spec: Spec, command: Command, workdir: Workdir, group: Group | None, files: Mapping[str, bytes]
+    ) -> Launch:
         image, place = self._image(spec.image), str(workdir.path)
         outside = [place, *([str(image)] if image else []), *spec.sockets.values(), self._bwrap]
         reach = Reach(self._become, outside, spec.view)
@@ -238,8 +246,9 @@ class Bubblewrap:
         options += ["--chdir", posixpath.join(spec.workdir, command.cwd) if command.cwd else spec.workdir]
         before = reach.before(_ulimits(spec.limits) + (group.entry() if group else ""))
         is_there = image is not None and (image / "etc").exists()
+        held = {**rootfs.made(spec, self._owner, image), **files}
         return Launch(
-            reach.seen(self._bwrap), options, command.argv, before, env, rootfs.made(spec, self._owner, image),
+            reach.seen(self._bwrap), options, command.argv, before, env, held,
             "--ro-bind-data" if is_there else "--file", self._filter,
         )  # fmt: skip
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import posixpath
 import re
 from collections.abc import AsyncGenerator, Sequence
@@ -21,6 +22,7 @@ from agentfs.containers.documents import Limits, Repo
 from agentfs.containers.port import Command, Exit, Happening, Spec, Used
 from agentfs.errors import error
 from agentfs.providers.containers import git
+from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.providers.containers.daemon import LONG_S, Daemon
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keeper, name_of
@@ -31,6 +33,7 @@ from agentfs.providers.containers.running import Box, Running, swept
 from agentfs.providers.containers.workdir import Owner, Workdir
 from agentfs.service import FileService
 
+log = logging.getLogger(__name__)
 _ABLE: Final = frozenset({"cpu", "memory", "processes", "disk", "view"})
 _HEALTH_S: Final = 3.0
 _SECRET_MIN: Final = 6  # characters: what is shorter is no secret, and stands in every text
@@ -44,16 +47,18 @@ class Docker:
     """Provider ``docker``: see `agentfs.containers.port.ContainerProvider`."""
 
     def __init__(
-        self, top: Path, owner: Owner, runtime: str, socket: str, *, pull: bool = False, network: str = "bridge"
-    ) -> None:
+        self, top: Path, owner: Owner, runtime: str, socket: str, *, pull: bool = False, network: str = "bridge",
+        cloner: Bubblewrap | None = None,
+    ) -> None:  # fmt: skip
         """*top* holds the workdirs of this provider and nothing else: what is there `found` shows.
 
         *runtime*: whose the containers are. *socket*: the path of the engine's. *pull*: images that are not there are
         fetched. *network*: the engine's for sessions that may have one, "" for none. Code runs as *owner*.
+        *cloner*: git runs in a sandbox of it, where it is well.
         """
         self._top, self._owner, self._runtime, self._pull, self._network = top, owner, runtime, pull, network
         self._daemon, self._boxes, self._names = Daemon(socket), dict[str, Box](), Names()
-        self._rooms = dict[str, Room]()
+        self._rooms, self._cloner = dict[str, Room](), cloner
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -151,7 +156,13 @@ class Docker:
                     await running.close()
 
     async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
-        await git.clone((await self._box(spec.id)).workdir, self._owner, repo, secret, spec.limits)
+        workdir, cloner = (await self._box(spec.id)).workdir, self._cloner
+        if cloner is not None and (reason := await cloner.health()):
+            log.warning("git runs in no sandbox: %s", reason)
+            cloner = None
+        with self._room(spec.id).commanded():
+            run = cloner.enclose if cloner else None
+            await git.clone(workdir, self._owner, repo, secret, spec.limits, run)
 
     async def quiet(self, spec: Spec) -> None:
         box = await self._box(spec.id)
@@ -207,6 +218,8 @@ class Docker:
 
     async def aclose(self) -> None:
         self._daemon.close()
+        if self._cloner is not None:
+            await self._cloner.aclose()
 
 
 def _made(client: Any, asked: dict[str, Any]) -> Any:
