@@ -67,7 +67,8 @@ class Repo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """ContainerRequest: the document written to ``containers/new``; amounts are micro-USD.
 
-    ``stdin`` is for the first of ``commands``. Values of ``env`` may be ``secret:NAME``.
+    ``stdin`` is for the first of ``commands``. ``keep_secs``: how long it is kept behind its end, if that is shorter
+    than the runtime keeps them. Values of ``env`` may be ``secret:NAME``.
     """
 
     kind: Kind = "ephemeral"
@@ -83,6 +84,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_cost_usd: int | None = None
     idempotency_key: str = ""
     timeout_ms: int | None = None
+    keep_secs: int | None = None
 
 
 class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -121,6 +123,8 @@ def parse(doc: bytes) -> Request:
     if request.repo is not None:
         _repo(request.repo)
     _time(request.timeout_ms)
+    if request.keep_secs is not None and request.keep_secs <= 0:
+        raise _wrong("keep_secs", "want more than 0")
     return request
 
 

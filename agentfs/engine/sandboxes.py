@@ -8,7 +8,8 @@ from __future__ import annotations
 import errno
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import anyio
@@ -75,6 +76,7 @@ class Sandboxes:
         self.running: dict[tuple[str, str], Session] = {}
         self._beginning = Counter[tuple[str, str]]()
         self.held: set[str] = set()  # sandboxes that are no session's, and are not to be reaped
+        self._ticking: set[str] = set()  # agents of which a tick runs in one of those
         self.group: TaskGroup | None = None
         self.scribe: Scribe | None = None
         self._slots = anyio.Semaphore(core.limits.sandboxes_running)
@@ -97,8 +99,8 @@ class Sandboxes:
         reserved = terms.reserved(request, rules, price, limits)
         intent = order.intent(CONTAINERS, msgspec.to_builtins(request), reserved, until_ns)
         old, same = await known(self._core, self._money.journal, SandboxRow, intent)
-        if same is None and self._others(agent, intent.id) >= rules.max_sessions:
-            raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
+        if same is None:
+            self._count(agent, rules, intent.id)
         stored = msgspec.json.encode(request).decode()
         row = SandboxRow(
             agent=agent, id=intent.id, request=stored, state=PROVISIONING, provider=name,
@@ -126,8 +128,21 @@ class Sandboxes:
         logs = [DropLogs(row.agent, log_of(row.id, each.id)) async for each in execs]
         return [DropLogs(row.agent, log_of(row.id)), Delete(ExecRow, (row.agent, row.id)), *logs]
 
-    def _others(self, agent: str, id: str) -> int:
-        return sum(key[0] == agent and key[1] != id for key in self._beginning.keys() | self.running.keys())
+    def _count(self, agent: str, rules: Policy, id: str = "") -> None:
+        """EDQUOT when as many of *agent* run as *rules* allow, besides the session *id*."""
+        others = sum(key[0] == agent and key[1] != id for key in self._beginning.keys() | self.running.keys())
+        if others + (agent in self._ticking) >= rules.max_sessions:
+            raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
+
+    @asynccontextmanager
+    async def ticking(self, agent: str) -> AsyncIterator[None]:
+        """For as long as a tick of *agent* runs in a sandbox: it counts as a session. EDQUOT as `submit`."""
+        self._count(agent, await self.policy(agent))
+        self._ticking.add(agent)
+        try:
+            yield
+        finally:
+            self._ticking.discard(agent)
 
     def _image(self, request: Request, rules: Policy, provider: str) -> str:
         return request.image or rules.default_image or self.offers[provider].image
@@ -210,6 +225,7 @@ class Sandboxes:
             raise error(errno.ENOTCONN, detail="the runtime is starting")
         key, provider = (row.agent, row.id), self.offers[row.provider].provider
         self._money.journal.live.add(key)
+        self._reaper.begin(row.id)
         session = Session(self._core, self.scribe, self._secrets, provider, spec, row)
         self.running[key] = session
         self._limit(session)
@@ -259,12 +275,12 @@ class Sandboxes:
 
     async def end(self, row: SandboxRow, end: End, results: Sequence[object], used: str = "") -> None:
         """Record how *row* ended and settle its money, in one commit."""
-        now_ns = self._core.clock.now_ns()
+        now_ns, request = self._core.clock.now_ns(), msgspec.json.decode(row.request, type=Request)
         done = msgspec.structs.replace(
             row, state=end.state, exit_code=end.exit_code, reason=end.reason, done_ns=now_ns, version=row.version + 1,
             error=name_of(end.errno), used=used,
             results=msgspec.json.encode(results).decode(), artifacts=msgspec.json.encode(end.artifacts).decode(),
-            expires_ns=now_ns + self._core.limits.sandbox_ttl_seconds * 1_000_000_000,
+            expires_ns=now_ns + terms.kept_ns(request, self._core.limits.sandbox_ttl_seconds),
             cost_usd=0 if row.started_ns is None else terms.cost(row.usd_per_hour, now_ns - row.started_ns),
         )  # fmt: skip
         told = Append(row.agent, log_of(row.id), last(done.exit_code, done.reason, status=done.state))
