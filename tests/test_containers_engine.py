@@ -17,6 +17,7 @@ from agentfs import budget
 from agentfs.containers.documents import Exec, parse
 from agentfs.containers.port import Inside, Offer
 from agentfs.engine.engine import Engine
+from agentfs.engine.journal import UNKNOWN_OUTCOME
 from agentfs.engine.money import CONTAINERS
 from agentfs.engine.orders import Order
 from agentfs.engine.sandboxes import POLICY, Housing
@@ -411,3 +412,22 @@ async def test_an_id_that_is_used_again_is_ended_again(store: Store, clock: Manu
         clock.advance(61)
         await trio.testing.wait_all_tasks_blocked(0.001)
         assert cells.there == {again.id: False}
+
+
+async def test_a_stop_ends_what_runs_and_the_next_start_takes_it_up(store: Store, clock: ManualClock) -> None:
+    cells = Cells()
+    async with running(store, clock, housing=Housing({"cells": Offer(cells)})) as engine:
+        await opened(engine)
+        stays = await submit(engine, words())
+        lost = await submit(engine, words("wait"))
+        for row in (stays, lost):
+            await seen(engine, row.id, lambda row: row.state == RUNNING)
+        await engine.drain(10)  # on a clock that stands still: nothing is waited for but what ends
+        with trio.fail_after(10):
+            while engine.sandboxes.running:
+                await trio.testing.wait_all_tasks_blocked(0.001)
+        assert (await engine.sandboxes.row("a", lost.id)).state == RUNNING
+    async with running(store, clock, housing=Housing({"cells": Offer(cells)})) as engine:
+        await opened(engine, is_new=False)
+        assert (await seen(engine, lost.id, lambda row: row.done_ns is not None)).reason == UNKNOWN_OUTCOME
+        assert (await seen(engine, stays.id, lambda row: row.id in cells.quieted)).state == RUNNING

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from agentfs.containers import policy as policies
 from agentfs.containers import terms
@@ -177,7 +177,8 @@ class Sandboxes:
 
     async def restore(self, group: TaskGroup) -> None:
         """Take up what a process that died left; then reap what no row owns, and go on doing so."""
-        self.group, self.scribe = group, Scribe(self._core, group)
+        self.scribe = Scribe(self._core, group)
+        self.group = living = await group.start(self._host)
         for agent in await self._core.store.agents(SandboxRow):
             async for row in self._core.every(SandboxRow, agent):
                 async for lost in self._core.every(ExecRow, agent, row.id):
@@ -185,11 +186,22 @@ class Sandboxes:
                         await self._lose(lost)
                 if row.state in LIVE:
                     self._money.journal.live.add((row.agent, row.id))
-                    group.start_soon(self._restore, row)  # an engine that is away must not hold up the start
+                    living.start_soon(self._restore, row)  # an engine that is away must not hold up the start
                 else:
                     self._reaper.watch(row.expires_ns)
         self._reaper.group = group
         group.start_soon(self._reaper.reap)
+
+    async def _host(self, *, task_status: TaskStatus[TaskGroup]) -> None:
+        async with anyio.create_task_group() as group:
+            task_status.started(group)
+            await anyio.sleep_forever()
+        self.group = None
+
+    def pause(self) -> None:
+        """End what runs in every sandbox, and let none begin: the next start takes the sessions up."""
+        if self.group is not None:
+            self.group.cancel_scope.cancel()
 
     async def _lose(self, row: ExecRow) -> None:
         lost = msgspec.structs.replace(
