@@ -199,7 +199,9 @@ def test_a_session_that_follows_its_own_output_is_bounded_and_stops(machine: Mac
     there = f"$M/agents/demo/containers/{top}"
     waited(machine, f"[ $(head -c 9 {there}/output | grep -c seq.:1,) = 0 ]")  # it goes round
     for _ in range(10):
-        assert int(machine.shell(f"stat -c %s {there}/output").stdout) <= 4 << 20  # two logs, and what one commit brings
+        assert (
+            int(machine.shell(f"stat -c %s {there}/output").stdout) <= 4 << 20
+        )  # two logs, and what one commit brings
     if is_read:
         curl(machine, f"-d stop $URL/agents/demo/containers/{top}/ctl")
         assert ended(machine, top)["error"] == "stopped"
