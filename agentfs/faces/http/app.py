@@ -73,7 +73,7 @@ class Incoming:
                 await send({**message, "more_body": True})
                 with anyio.move_on_after(_LINGER_S):
                     await dropped.wait()
-                message = {"type": "http.response.body"}
+                message = {**message, "body": b""}
             await send(message)
 
         async with anyio.create_task_group() as group:
