@@ -8,7 +8,9 @@ from __future__ import annotations
 import base64
 import contextlib
 import errno
+import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from typing import Annotated, Any
 
@@ -38,8 +40,8 @@ def run(
     """Run a program in a sandbox of an agent's, show what comes out, and end with its exit code.
 
     128 + N: signal N ended the program. A failure of agentctl's own has its usual code, and tells itself by a line on
-    standard error that begins with "agentctl: ". Ctrl-C stops the session (130). What the program made is under
-    containers/sessions/SESSION/files for a day.
+    standard error that begins with "agentctl: ". Ctrl-C, SIGTERM and SIGHUP stop the session (130, 143, 129).
+    What the program made is under containers/sessions/SESSION/files for a day.
     """
     home = f"agents/{agent_id(name)}"
     limits: dict[str, object] = {"allow_network": True} if network else {}
@@ -113,9 +115,13 @@ def _given(is_wanted: bool) -> str:
 
 @contextlib.contextmanager
 def _attended(session: Session, place: str, verb: bytes) -> Iterator[None]:
-    """Ctrl-C, or an output that takes no more, ends what runs at *place* too; without the runtime it may go on."""
+    """What ends this command, or an output that takes no more, ends what runs at *place* too.
+
+    Without the runtime it may go on.
+    """
     try:
-        yield
+        with _ended_by(signal.SIGTERM, signal.SIGHUP):
+            yield
     except (KeyboardInterrupt, OSError) as exc:
         is_own = not isinstance(exc, OSError) or isinstance(exc, BrokenPipeError) or exc.filename == STDOUT
         if is_own:
@@ -124,6 +130,26 @@ def _attended(session: Session, place: str, verb: bytes) -> Iterator[None]:
         else:
             session.note(f"it may go on: {place}")
         raise
+
+
+@contextlib.contextmanager
+def _ended_by(*numbers: signal.Signals) -> Iterator[None]:
+    """Each of the signals *numbers* is as Ctrl-C, but for those that are ignored (nohup)."""
+
+    def end(number: int, _: object) -> None:
+        raise KeyboardInterrupt(number)
+
+    if threading.current_thread() is not threading.main_thread():  # only that one is told of signals
+        yield
+        return
+    heard = [number for number in numbers if signal.getsignal(number) == signal.SIG_DFL]
+    for number in heard:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number in heard:
+            signal.signal(number, signal.SIG_DFL)
 
 
 def _follow(session: Session, path: str) -> bool:

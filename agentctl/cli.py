@@ -19,7 +19,7 @@ import typer
 
 from agentctl import boxes, chat, messages, models, rights
 from agentctl.command import Ca, Cert, Form, Key, Options, Session, Signer, State, Token, Url, add, group
-from agentctl.output import INTERRUPTED, PIPE_CLOSED, exit_code, failure, legend, printable, silence
+from agentctl.output import PIPE_CLOSED, exit_code, failure, interrupted, legend, printable, silence
 from agentctl.wire import Entry, tidy
 from agentfs.errors import error
 from agentfs.types import agent_id
@@ -356,8 +356,8 @@ def run(args: list[str] | None = None) -> int:
         text = exc.format_message() if hasattr(exc, "format_message") else str(exc)
         typer.echo(f"agentctl: usage: {printable(text)} (see agentctl --help)", err=True)
         return 2
-    except KeyboardInterrupt:
-        return INTERRUPTED
+    except KeyboardInterrupt as exc:
+        return interrupted(exc)
     except BrokenPipeError:
         silence()
         return PIPE_CLOSED

@@ -17,7 +17,7 @@ import typer
 
 from agentctl.client import Client
 from agentctl.discover import Flags, Target, discover, elsewhere
-from agentctl.output import INTERRUPTED, PIPE_CLOSED, Format, Output, exit_code, failure, silence
+from agentctl.output import PIPE_CLOSED, Format, Output, exit_code, failure, interrupted, silence
 from agentctl.signing import Signing
 
 PANEL = "Connection and output"
@@ -160,8 +160,8 @@ def _shaped(run: Callable[..., None]) -> Callable[..., None]:
 def _guarded(form: Format | None) -> Iterator[None]:
     try:
         yield
-    except KeyboardInterrupt:
-        raise typer.Exit(INTERRUPTED) from None
+    except KeyboardInterrupt as exc:
+        raise typer.Exit(interrupted(exc)) from None
     except BrokenPipeError:
         silence()
         raise typer.Exit(PIPE_CLOSED) from None

@@ -54,10 +54,16 @@ def exit_code(exc: OSError) -> int:
     return _CODES.get(exc.errno or 0, 1)
 
 
+def interrupted(exc: KeyboardInterrupt) -> int:
+    """The exit code where *exc*, with the number of a signal, or Ctrl-C without one, ended a command."""
+    return 128 + exc.args[0] if exc.args else INTERRUPTED
+
+
 def legend() -> str:
     """The exit codes as ``--help`` documents them."""
     rows = "; ".join(f"{code} {text} ({' '.join(names)})" for code, (text, names) in EXIT.items())
-    return f"Exit codes: 0 done; 1 other failure; 2 usage; {rows}; 130 interrupted; 141 the reader went away."
+    ends = "130 interrupted (a session also: 129 SIGHUP, 143 SIGTERM); 141 the reader went away"
+    return f"Exit codes: 0 done; 1 other failure; 2 usage; {rows}; {ends}."
 
 
 def failure(exc: OSError, form: Format | None) -> str:

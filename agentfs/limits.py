@@ -48,7 +48,9 @@ class Limits:
     job_ttl_seconds: int = 604_800  # how long an ended one is kept, with its stream
     sandboxes: int = 1_000  # ENOSPC: sessions in sandboxes that run or ended lately, per agent
     sandboxes_running: int = 64  # sessions that run at a time in one runtime; others wait in provisioning
-    sandbox_ttl_seconds: int = 86_400  # how long an ended one is kept, with its output and files
+    sandbox_ttl_seconds: int = (
+        86_400  # how long an ended one is kept, with its output and files, unless it asks for less
+    )
     warm_seconds: int = 300  # how long the sandbox of a program is kept behind its last tick
     execs: int = 1_000  # ENOSPC: commands of one session; oldest ended ones are not forgotten before it
     execs_running: int = 32  # ENOBUFS: at a time, in one session

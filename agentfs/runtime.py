@@ -25,8 +25,8 @@ from agentfs.config import Config, Sandboxes
 from agentfs.containers.port import VIEW, ContainerProvider, Inside, Offer
 from agentfs.engine.agent import Program
 from agentfs.engine.engine import Engine
+from agentfs.engine.housing import Housing
 from agentfs.engine.journal import hash_of
-from agentfs.engine.sandboxes import Housing
 from agentfs.engine.settings import InlineProgram, LlmProgram, Settings, parse_settings
 from agentfs.engine.warm import Run
 from agentfs.errors import only

@@ -23,7 +23,7 @@ import trio
 from containers import PROGRAM, bare
 
 from agentfs.containers.port import Offer, Spec
-from agentfs.engine.sandboxes import Housing
+from agentfs.engine.housing import Housing
 from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.providers.containers.catalog import owner
 from agentfs.service import FileService

@@ -25,7 +25,7 @@ from agentfs.compute.port import ComputeProvider
 from agentfs.engine.agent import Program
 from agentfs.engine.audit import audit
 from agentfs.engine.engine import NO_PROVIDERS, NO_SANDBOXES, Engine
-from agentfs.engine.sandboxes import Housing
+from agentfs.engine.housing import Housing
 from agentfs.engine.settings import ExecProgram, InlineProgram, LlmProgram, Settings
 from agentfs.house import build
 from agentfs.limits import Limits

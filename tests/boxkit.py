@@ -14,7 +14,7 @@ from boxes import OWNER
 from faces import call, load
 
 from agentfs.containers.port import ContainerProvider, Offer
-from agentfs.engine.sandboxes import Housing
+from agentfs.engine.housing import Housing
 from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.service import FileService
 from agentfs.types import Mode, Path, Want

@@ -29,6 +29,7 @@ class Cells:
         self.quieted: list[str] = []
         self.is_stuck = self.bug = False
         self.failure: OSError | None = None
+        self.is_away = False  # when asked to end anything
 
     async def health(self) -> str:
         return ""
@@ -67,6 +68,8 @@ class Cells:
 
     async def end(self, id: str) -> None:
         await trio.lowlevel.checkpoint()
+        if self.is_away:
+            raise error(errno.ENOTCONN, detail="away")
         if id in self.there:
             self.there[id] = False
 

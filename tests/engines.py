@@ -15,7 +15,7 @@ from agentfs.engine.agent import Agent
 from agentfs.engine.context import AgentContext
 from agentfs.engine.engine import NO_PROVIDERS, NO_SANDBOXES, Engine
 from agentfs.engine.envelope import Envelope, Metadata
-from agentfs.engine.sandboxes import Housing
+from agentfs.engine.housing import Housing
 from agentfs.engine.settings import InlineProgram, Settings
 from agentfs.engine.trigger import Trigger
 from agentfs.limits import Limits

@@ -123,21 +123,29 @@ def test_json_is_one_document(runtime: Runtime) -> None:
     assert json.loads(out)["data"]["status"] == "expired" and json.loads(err)["error"]["errno"] == "ETIMEDOUT"
 
 
-@pytest.mark.parametrize("is_reader_gone", [False, True])
-def test_ctrl_c_and_a_closed_pipe_stop_the_session(runtime: Runtime, *, is_reader_gone: bool) -> None:
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, None])
+def test_signals_and_a_closed_pipe_stop_the_session(runtime: Runtime, sent: signal.Signals | None) -> None:
     words = argv(runtime, "run", "demo", "--", "sh", "-c", "while echo on; do sleep 0.05; done")
     with subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as child:
         assert child.stdout is not None and child.stderr is not None
         assert child.stdout.readline() == b"on\n"
-        if is_reader_gone:
+        if sent is None:
             child.stdout.close()
         else:
-            child.send_signal(signal.SIGINT)
-        assert child.wait(30) == (141 if is_reader_gone else 130)
+            child.send_signal(sent)
+        assert child.wait(30) == (128 + sent if sent else 141)
         assert child.stderr.read() == b""
     row = about(runtime)
     agentctl(runtime, "containers", "logs", "demo", str(row["session_id"]))  # to its end
     assert about(runtime, str(row["session_id"]))["error"] == "stopped"
+
+
+def test_a_signal_that_is_ignored_stops_nothing(runtime: Runtime) -> None:
+    words = argv(runtime, "run", "demo", "--", "sh", "-c", "echo on; sleep 1; echo off")
+    with subprocess.Popen(["nohup", *words], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
+        assert child.stdout is not None and child.stdout.readline() == b"on\n"
+        child.send_signal(signal.SIGHUP)
+        assert child.stdout.read() == b"off\n" and child.wait(30) == 0
 
 
 def test_whoever_stops_it_the_command_fails(runtime: Runtime) -> None:

@@ -299,6 +299,21 @@ async def test_groups_are_removed_also_those_of_a_dead_runtime(tmp_path: Path) -
     assert again.close() and not any(place.exists() for place in places) and not note.exists()
 
 
+def test_what_a_dead_runtime_left_half_begun_is_ended(tmp_path: Path) -> None:
+    """A bwrap whose starter dies in the middle of setting it up waits for ever, in the group that it was put in."""
+    note, name = tmp_path / "cgroups", cgroup.name_of(tmp_path)
+    group = cgroup.Groups(name, note).make("lost", Limits())
+    enter = group.entry() if group else "exit 137"
+    line = f"set -e\n{enter}\necho in\nexec sleep 600"
+    with subprocess.Popen(["/bin/sh", "-c", line], stdout=subprocess.PIPE) as child:
+        if group is not None:
+            group.take(child.pid)
+            assert child.stdout is not None and child.stdout.readline() == b"in\n"
+        again = cgroup.Groups(name, note)
+        assert child.wait(10) in (-9, 137)
+    assert any(again.close() for _ in range(1000))
+
+
 async def test_used_is_told_where_groups_are(tmp_path: Path) -> None:
     code = "x = bytearray(50 << 20)\nfor n in range(3_000_000): pass"
     case = Case(["python3", "-c", code])

@@ -155,6 +155,11 @@ async def test_memory_of_files_in_tmp_is_bounded(inside: Inside) -> None:
 async def test_one_large_file_ends_it(inside: Inside) -> None:
     ran = await inside(shell("exec dd if=/dev/zero of=big bs=1M count=1024", max_disk_mb=8))
     assert (ran.code, ran.cause) == (153, "disk")
+    ran = await inside(shell("exec dd if=/dev/zero of=big bs=1M count=1024", max_disk_mb=8, max_file_mb=2))
+    assert (ran.code, ran.cause) == (153, "file")
+    ran = await inside(python("import signal; signal.signal(25, signal.SIG_IGN); open('f', 'wb').truncate(3 << 20)",
+                              max_file_mb=2))  # fmt: skip
+    assert ran.code == 1 and b"File too large" in ran.stderr
 
 
 async def test_a_full_disk_ends_it(inside: Inside) -> None:

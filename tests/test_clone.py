@@ -8,12 +8,13 @@ import json
 import os
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeAlias
 
 import pytest
-from boxes import OWNER
+from boxes import OWNER, opened
 from gitserver import Hub, git, repository, serving
 from test_agentctl_run import BOXES, about, agentctl
 
@@ -41,17 +42,28 @@ def served(made: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -
         yield hub
 
 
-async def cloned(top: Path, repo: Repo, secret: str = "", limits: Limits | None = None) -> Path:
-    workdir = Workdir(top / "boxes", "one", OWNER)
-    workdir.make()
-    await cloning.clone(workdir, OWNER, repo, secret, limits or Limits())
-    return workdir.path
+Cloned: TypeAlias = Callable[..., Awaitable[Path]]
+
+
+@pytest.fixture(name="cloned", params=["enclosed", "bare"])
+async def both_ways(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Cloned]:
+    """Clones in a sandbox, and as where there is none for it."""
+    async with opened(tmp_path / "box") as box:
+
+        async def clone(top: Path, repo: Repo, secret: str = "", limits: Limits | None = None) -> Path:
+            workdir = Workdir(top / "boxes", "one", OWNER)
+            workdir.make()
+            run = box.enclose if request.param == "enclosed" else None
+            await cloning.clone(workdir, OWNER, repo, secret, limits or Limits(), run)
+            return workdir.path
+
+        yield clone
 
 
 @contextmanager
-def refused(number: int, text: str) -> Iterator[None]:
+def refused(number: int, text: str) -> Iterator[pytest.ExceptionInfo[OSError]]:
     with pytest.raises(OSError, match=text) as caught:
-        yield
+        yield caught
     assert caught.value.errno == number, caught.value
     assert SECRET not in str(caught.value) and BASIC[6:] not in str(caught.value)
 
@@ -68,7 +80,7 @@ def refused(number: int, text: str) -> Iterator[None]:
     ],
 )
 async def test_what_is_asked_for_is_there(
-    tmp_path: Path, hub: Hub, made: tuple[Path, dict[str, str]], ref: str, text: str
+    cloned: Cloned, tmp_path: Path, hub: Hub, made: tuple[Path, dict[str, str]], ref: str, text: str
 ) -> None:
     wanted = made[1]["first"] if ref == "FIRST" else ref
     where = await cloned(tmp_path, Repo(url=f"{hub.url}/code.git", git_ref=wanted))
@@ -77,7 +89,7 @@ async def test_what_is_asked_for_is_there(
     assert owners == {(OWNER.uid, OWNER.gid)}
 
 
-async def test_what_is_odd_does_nothing(tmp_path: Path, hub: Hub) -> None:
+async def test_what_is_odd_does_nothing(cloned: Cloned, tmp_path: Path, hub: Hub) -> None:
     where = await cloned(tmp_path, Repo(url=f"{hub.url}/code.git"))
     assert list((where / "sub").iterdir()) == []  # a submodule is not fetched
     assert (where / "big.bin").read_text().startswith("version ")  # nor what a filter stands for
@@ -86,7 +98,7 @@ async def test_what_is_odd_does_nothing(tmp_path: Path, hub: Hub) -> None:
     assert len(hub.seen) == 3  # the refs, what is behind them, the pack
 
 
-async def test_a_directory_of_it(tmp_path: Path, hub: Hub) -> None:
+async def test_a_directory_of_it(cloned: Cloned, tmp_path: Path, hub: Hub) -> None:
     where = await cloned(tmp_path, Repo(url=f"{hub.url}/code.git", subdir="lib"))
     assert sorted(each.name for each in where.iterdir()) == [".git", "a", "deep"]
     for number, subdir in enumerate(("none", "which", "way", "out", "lib/none")):
@@ -108,7 +120,7 @@ def another() -> Iterator[Path]:
 
 
 async def test_a_link_on_the_way_to_a_directory_leads_nowhere(
-    tmp_path: Path, made: tuple[Path, dict[str, str]], hub: Hub, theirs: Path
+    cloned: Cloned, tmp_path: Path, made: tuple[Path, dict[str, str]], hub: Hub, theirs: Path
 ) -> None:
     """Git runs on this machine, as the owner of every workdir: no link in what it fetched may take it out."""
     work = tmp_path / "work"
@@ -119,15 +131,31 @@ async def test_a_link_on_the_way_to_a_directory_leads_nowhere(
     git(work, "init", "-q")
     git(work, "add", "-A")
     git(work, "commit", "-qm", "links")
-    git(tmp_path, "clone", "-q", "--bare", str(work), str(made[0] / "links.git"))
+    git(tmp_path, "clone", "-q", "--bare", str(work), str(made[0] / f"{tmp_path.name}.git"))
     for number, subdir in enumerate(("far/theirs", "near/deep", ".", ".git", ".git/hooks")):
         with refused(errno.ENOENT, "repo.subdir: no directory"):
-            await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/links.git", subdir=subdir))
+            await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/{tmp_path.name}.git", subdir=subdir))
         assert not list((tmp_path / str(number)).rglob("kept"))
     assert (theirs / "kept").read_text() == "another's"
 
 
-async def test_what_is_not_there(tmp_path: Path, hub: Hub) -> None:
+async def test_it_sees_nothing_of_this_machine(tmp_path: Path, hub: Hub, theirs: Path) -> None:
+    """Whatever git can be brought to do: what it writes to is its workdir, and no file here is there for it."""
+    look = f"ls {theirs} {tmp_path} /root; for f in /usr/x /etc/x /x; do true > $f; done"
+    look += "; kill -9 1; true > /tmp/x && true > in"
+    async with opened(tmp_path / "box") as box:
+        workdir = Workdir(tmp_path / "boxes", "one", OWNER)
+        workdir.make()
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(cloning, "_SCRIPT", f"{look}; exit 1")
+            with refused(errno.EREMOTEIO, "repo: ") as caught:
+                await cloning.clone(workdir, OWNER, Repo(url=f"{hub.url}/code.git"), "", Limits(), box.enclose)
+    said = str(caught.value)
+    assert said.count("No such file") >= 3 and said.count("Read-only file system") == 3, said
+    assert [each.name for each in workdir.path.iterdir()] == ["in"]
+
+
+async def test_what_is_not_there(cloned: Cloned, tmp_path: Path, hub: Hub) -> None:
     for number, (path, ref, text) in enumerate(
         (("code.git", "none", "find remote ref none"), ("code.git", "1" * 40, "not our ref|upload-pack"),
          ("none.git", "", "not found"), ("moved/none.git", "", "not found"))
@@ -139,7 +167,7 @@ async def test_what_is_not_there(tmp_path: Path, hub: Hub) -> None:
 
 
 @pytest.mark.parametrize("secret", [SECRET, f"someone:{SECRET}"])
-async def test_a_secret_opens_it_and_is_nowhere(tmp_path: Path, hub: Hub, secret: str) -> None:
+async def test_a_secret_opens_it_and_is_nowhere(cloned: Cloned, tmp_path: Path, hub: Hub, secret: str) -> None:
     pair = secret if ":" in secret else f"x-access-token:{secret}"
     hub.basic = f"Basic {base64.b64encode(pair.encode()).decode()}"
     where = await cloned(tmp_path, Repo(url=f"{hub.url}/code.git"), secret)
@@ -148,7 +176,7 @@ async def test_a_secret_opens_it_and_is_nowhere(tmp_path: Path, hub: Hub, secret
         assert not re.search(re.escape(SECRET).encode() + b"|" + hub.basic[6:].encode(), file.read_bytes()), file
 
 
-async def test_a_wrong_secret(tmp_path: Path, hub: Hub) -> None:
+async def test_a_wrong_secret(cloned: Cloned, tmp_path: Path, hub: Hub) -> None:
     hub.basic, hub.refusal = "Basic another", "I know: {}"
     with refused(errno.EREMOTEIO, "403"):
         await cloned(tmp_path / "wrong", Repo(url=f"{hub.url}/code.git"), SECRET)
@@ -160,7 +188,9 @@ async def test_a_wrong_secret(tmp_path: Path, hub: Hub) -> None:
     assert len(hub.seen) == 1
 
 
-async def test_one_that_is_too_large(tmp_path: Path, made: tuple[Path, dict[str, str]], hub: Hub) -> None:
+async def test_one_that_is_too_large(
+    cloned: Cloned, tmp_path: Path, made: tuple[Path, dict[str, str]], hub: Hub
+) -> None:
     work = tmp_path / "work"
     work.mkdir()
     (work / "large").write_bytes(os.urandom(5 << 20))
@@ -169,12 +199,14 @@ async def test_one_that_is_too_large(tmp_path: Path, made: tuple[Path, dict[str,
     git(work, "init", "-q")
     git(work, "add", "-A")
     git(work, "commit", "-qm", "large")
-    git(tmp_path, "clone", "-q", "--bare", str(work), str(made[0] / "large.git"))
+    git(tmp_path, "clone", "-q", "--bare", str(work), str(made[0] / f"{tmp_path.name}.git"))
     whole = Limits(max_disk_mb=16)
-    assert (await cloned(tmp_path / "fits", Repo(url=f"{hub.url}/large.git"), limits=whole) / "large").exists()
+    assert (
+        await cloned(tmp_path / "fits", Repo(url=f"{hub.url}/{tmp_path.name}.git"), limits=whole) / "large"
+    ).exists()
     for number, limits in enumerate((Limits(max_disk_mb=1), Limits(max_disk_mb=7), Limits(max_files=100))):
         with refused(errno.EFBIG, "repo: over limits.max_"):
-            await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/large.git"), limits=limits)
+            await cloned(tmp_path / str(number), Repo(url=f"{hub.url}/{tmp_path.name}.git"), limits=limits)
 
 
 def test_a_session_clones_by_reference(tmp_path: Path, hub: Hub) -> None:

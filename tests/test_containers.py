@@ -100,6 +100,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     (script("true", env={"A-B": "1"}), "env"), (script("true", env={"A": "\0"}), "env"),
     (script("true", env={"AGENTFS_TOKEN": "x"}), "env.AGENTFS_TOKEN"), (script("true", timeout_ms=0), "timeout_ms"),
     *((script("true", limits={name: 0}), f"limits.{name}") for name in ("max_time_secs", "max_cpu_cores")),
+    (script("true", limits={"max_file_mb": 0}), "limits.max_file_mb"),
     (script("true", limits={"max_disk_mb": -1}), "limits.max_disk_mb"), (script("true", limits={"cores": 1}), "cores"),
     (script("true", limits={"max_time_secs": 86_401}), "limits.max_time_secs"),
     (script("true", artifacts=["a"]), "artifacts[0]"),
@@ -115,8 +116,27 @@ FORBIDDEN: list[tuple[dict[str, Any], str]] = [
     (script("true", limits={"allow_network": True}), "limits.allow_network"),
     (script("true", repo={"url": "https://h/p"}), "repo"), (script("true", image="bad-one"), "image"),
     *((script("true", limits={name: 1 << 16}), f"limits.{name}") for name in ("max_time_secs", "max_memory_mb")),
+    (script("true", limits={"max_file_mb": 4097}), "limits.max_file_mb"),
     (script("true", limits={"max_cpu_cores": 4.5}), "limits.max_cpu_cores"),
 ]  # fmt: skip
+
+
+@pytest.mark.parametrize("driver", EACH_FACE, indirect=True)
+async def test_a_file_has_a_largest_size(driver: Driver) -> None:
+    agent, own = await pair(driver)
+    most = {"max_time_secs": 60, "max_file_mb": 2}
+    await put(agent, json.dumps({"defaults": {"max_file_mb": 1}, "most": most}).encode(), "containers/policy")
+    session, piece = await running(own), b"x" * (1 << 19)
+    async with await own.create(Path(f"{session}/files/big"), Mode.WRITE) as handle:
+        for number in range(2):
+            await handle.write(piece, number << 19)
+        with pytest.raises(OSError) as caught:
+            await handle.write(piece, 1 << 20)
+            await handle.flush(final=True)
+        assert caught.value.errno == errno.EFBIG
+    assert (await own.stat(Path(f"{session}/files/big"))).size == 1 << 20
+    inside = await exec_in(own, session, "exec dd if=/dev/zero of=more bs=1M count=2")
+    assert (inside["exit_code"], inside["limit"], inside["errno"]) == (153, "file", "EFBIG")
 
 
 @pytest.mark.parametrize("driver", EACH_FACE, indirect=True)
@@ -233,6 +253,7 @@ async def test_ends_before_its_time_are_told(driver: Driver) -> None:
     _, own = await pair(driver)
     for command, more, wanted in (
         ("head -c 9000000 /dev/zero > x", {"limits": {"max_disk_mb": 4}}, ("failed", "ENOSPC")),
+        ("head -c 9000000 /dev/zero > x", {"limits": {"max_file_mb": 4}}, ("failed", "EFBIG")),
         ("exec none-such-program", {}, ("complete", None)), ("sleep 60", {"timeout_ms": 300}, ("expired", "ETIMEDOUT")),
         ("true", {"image": "none-such"}, ("failed", "ENOENT")),
     ):  # fmt: skip

@@ -24,7 +24,7 @@ from faces import call, load, put, whole
 from machine import free_port
 
 from agentfs.containers.port import Offer
-from agentfs.engine.sandboxes import Housing
+from agentfs.engine.housing import Housing
 from agentfs.providers.containers.docker import Docker
 from agentfs.service import FileService
 from agentfs.types import Path as TreePath

@@ -17,9 +17,10 @@ from agentfs import budget
 from agentfs.containers.documents import Exec, parse
 from agentfs.containers.port import Inside, Offer
 from agentfs.engine.engine import Engine
+from agentfs.engine.housing import Housing
 from agentfs.engine.money import CONTAINERS
 from agentfs.engine.orders import Order
-from agentfs.engine.sandboxes import POLICY, Housing
+from agentfs.engine.sandboxes import POLICY
 from agentfs.engine.session import LIVE, RUNNING, log_of
 from agentfs.grants import Grant
 from agentfs.limits import Limits
@@ -317,6 +318,7 @@ async def test_a_restart_tells_the_truth(store: Store, clock: ManualClock) -> No
         lost = await engine.commands.row("a", stays.id, waits.id)
         assert (lost.state, lost.error) == ("failed", "EREMOTEIO")
         assert (await lines(engine, "a", log_of(stays.id, waits.id)))[-1]["done"]
+        await gone(engine, lambda: ("a", stays.id) in engine.sandboxes.running)  # until then it is EBUSY
         again, _ = await engine.commands.submit("a", stays.id, Exec(command="hello"), "")
         assert (await exec_over(engine, stays.id, again.id)).state == "complete"
         assert set(cells.quieted) == {stays.id, own.id} and cells.ran.count("setup") == 1

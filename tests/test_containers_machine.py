@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -179,3 +180,33 @@ def test_code_inside_reaches_its_agents_namespace_and_nothing_else(machine: Mach
         '"demo"', '{"n":1}', "outbox", "No such file or directory", "Permission denied", "3",
         "No such file or directory", "2", '{"n":1}', "401", "404", "404",
     ], result  # fmt: skip
+
+
+FOLLOWED = "cat /agent/containers/sessions/$id/output@follow"
+WATCHED = (
+    'curl -sN --unix-socket $AGENTFS_SOCKET -H "Authorization: Bearer $AGENTFS_TOKEN"'
+    ' "$AGENTFS_URL/containers/sessions/$id/output?watch=1&since=0"'
+)
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+def test_a_session_that_follows_its_own_output_is_bounded_and_stops(machine: Machine, *, is_read: bool) -> None:
+    machine.env |= {"AGENTFS_LIMITS_LOG_BYTES": str(1 << 20), "AGENTFS_DRAIN_SECONDS": "40"}
+    machine.run("mount", "--agent", "demo")
+    command = FOLLOWED if is_read else f"seq 1000000; {WATCHED} | (head -c 9 > taken; {sleeper(machine)})"
+    made = json.loads(new(machine, commands=[f"id=$(ls /agent/containers/sessions); echo begin; {command}"]))
+    top = f"sessions/{made['session_id']}"
+    there = f"$M/agents/demo/containers/{top}"
+    waited(machine, f"[ $(head -c 9 {there}/output | grep -c seq.:1,) = 0 ]")  # it goes round
+    for _ in range(10):
+        assert (
+            int(machine.shell(f"stat -c %s {there}/output").stdout) <= 4 << 20
+        )  # two logs, and what one commit brings
+    if is_read:
+        curl(machine, f"-d stop $URL/agents/demo/containers/{top}/ctl")
+        assert ended(machine, top)["error"] == "stopped"
+    else:
+        waited(machine, f"[ -s {there}/files/taken ]")
+    begun = time.monotonic()
+    machine.run("umount")
+    assert time.monotonic() - begun < 10  # as long as a face waits for who does not read

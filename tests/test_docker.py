@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import socket
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -12,9 +13,11 @@ from pathlib import Path
 import pytest
 import trio
 from dockerkit import BUSYBOX, OWNER, Boxes, Engine
+from gitserver import Hub, repository, serving
 
-from agentfs.containers.documents import Limits
+from agentfs.containers.documents import Limits, Repo
 from agentfs.containers.port import Command, Exit, Output, Spec
+from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.types import ROOT, Mode, clean
 
 
@@ -254,3 +257,24 @@ async def test_a_network_where_there_is_one(docker_engine: Engine, tmp_path: Pat
             await kit.provider.remove(id)
         await kit.provider.aclose()
         docker_engine.docker("network", "rm", "inner")
+
+
+@pytest.mark.parametrize("is_enclosed", [True, False])
+async def test_git_runs_in_a_sandbox_where_there_can_be_one(
+    docker_engine: Engine, tmp_path: Path, caplog: pytest.LogCaptureFixture, *, is_enclosed: bool
+) -> None:
+    bwrap = "" if is_enclosed else "/bin/false"
+    cloner = Bubblewrap(tmp_path / "git", OWNER, tmp_path / "images", bwrap=bwrap)
+    boxes = Boxes(docker_engine, tmp_path, cloner=cloner)
+    repository(tmp_path)
+    await boxes.provider.make(spec := boxes.spec(max_disk_mb=64))
+    with serving(Hub(tmp_path / "hub")) as hub, pytest.MonkeyPatch.context() as patch:
+        hub.gate.set()
+        for name in [name for name in os.environ if name.lower().endswith("_proxy")]:
+            patch.delenv(name)
+        await boxes.provider.clone(spec, Repo(url=f"{hub.url}/code.git"), "")
+    assert (await boxes.run(spec, "cat which")).out == "last\n"
+    assert ("git runs in no sandbox" in caplog.text) is not is_enclosed
+    assert list(await boxes.provider.found()) == ["s1"]
+    await boxes.provider.remove("s1")
+    await boxes.provider.aclose()

@@ -114,6 +114,12 @@ async def test_so_has_the_number_of_files(boxes: Boxes) -> None:
     assert ran.cause == "disk"
 
 
+async def test_a_file_has_a_largest_size(boxes: Boxes) -> None:
+    await boxes.provider.make(spec := boxes.spec("s2", max_file_mb=2))
+    ran = await boxes.run(spec, "exec dd if=/dev/zero of=/work/big bs=1M count=3")
+    assert (ran.code, ran.cause) == (153, "file") and (boxes.top / "s2" / "big").stat().st_size == 2 << 20
+
+
 async def test_the_disk_is_watched_while_nobody_reads(boxes: Boxes) -> None:
     line = "echo begun; while :; do i=$((i+1)); dd if=/dev/zero of=f$i bs=1M count=1 2>/dev/null; done"
     async with aclosing(boxes.provider.run(boxes.spec(), Command("c", ["/bin/sh", "-c", line]))) as happenings:

@@ -18,7 +18,7 @@ from faces import load, put
 from llms import followed, said, traced
 
 from agentfs.containers.port import Inside, Offer
-from agentfs.engine.sandboxes import Housing
+from agentfs.engine.housing import Housing
 from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.service import FileService
 from conformance.drivers import Driver, in_process
@@ -113,7 +113,16 @@ async def test_a_failure_tells_why(here: Driver, box: Bubblewrap, script: str, n
     agent = await made(here, script, {"limits": {"max_disk_mb": 10}})
     told = await failed(agent, "go")
     assert told.startswith(f"{name}: ") and reason in told
-    assert len(await box.found()) == (1 if name == "EREMOTEIO" else 0)  # cut off: not used again
+    assert len(await box.found()) == (0 if name == "ENOSPC" else 1)  # cut off: not used again
+
+
+@pytest.mark.parametrize("rest", ["", "; sleep 1000", "; yes"])
+async def test_what_was_said_before_a_line_that_is_no_effect_is_told(here: Driver, box: Bubblewrap, rest: str) -> None:
+    """Both pipes are read at a time, and stdout first: what is on the other one must not be lost for that."""
+    agent = await made(here, f"head -c 200000 /dev/zero | tr '\\0' a >&2; echo >&2; echo why >&2; echo nonsense{rest}")
+    assert (await failed(agent, "go")).startswith("EINVAL: ")
+    assert [r["text"] for r in await traced(agent, "log")][-1] == "why"
+    assert len(await box.found()) == (0 if rest else 1)
 
 
 async def test_stop_ends_it(here: Driver, box: Bubblewrap) -> None:

@@ -76,6 +76,18 @@ async def test_a_body_too_long_is_refused_before_it_is_read() -> None:
         await is_alive(it)
 
 
+@pytest.mark.parametrize("token", ["op", "nobody"])
+async def test_who_sends_it_all_before_it_reads_gets_the_answer_all_the_same(token: str) -> None:
+    """The connection is not closed with bytes in it that nobody read: the reset would take the answer along."""
+    size = LIMITS.body_bytes + (8 << 20)
+    async with running() as it:
+        answers = await it.send("PUT", "/note", b"", f"Content-Length: {size}", token=token)
+        for _ in range(size >> 16):
+            await answers.stream.send_all(b"x" * (1 << 16))
+        assert (await answers.error())[0] == (413 if token == "op" else 401)
+        await is_alive(it)
+
+
 @pytest.mark.parametrize(("method", "target", "token", "status"), [
     ("POST", "/note", "nobody", 401), ("GET", "/note", "op", 200), ("DELETE", "/nosuch", "op", 404),
     ("PUT", "/note?x", "op", 400),
@@ -297,6 +309,9 @@ def test_curl(url: str, tmp_path: Path) -> None:
         ["-H", "Expect:", "-T", str(big)],
     ):
         status, body = curl(*words, f"{url}/kv/big")
+        assert (status, json.loads(body)["errno"]) == (413, "EFBIG")
+    for _ in range(10):
+        status, body = curl("-T", "-", f"{url}/kv/big", stdin="x" * (LIMITS.body_bytes + (4 << 20)))
         assert (status, json.loads(body)["errno"]) == (413, "EFBIG")
     assert curl("--http2-prior-knowledge", f"{url}/note") == (200, "by curl")
 

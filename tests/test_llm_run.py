@@ -16,7 +16,7 @@ from fake_openai import FakeOpenAI, serving
 from llms import PRICES, made, mounted, own, said, traced
 
 from agentfs.containers.port import Offer
-from agentfs.engine.sandboxes import Housing
+from agentfs.engine.housing import Housing
 from agentfs.providers.clock import SystemClock
 from agentfs.providers.compute.openai import OpenAI
 from agentfs.providers.programs.errand import Errand

@@ -6,13 +6,15 @@ import errno
 
 import pytest
 import trio
-from cells import Cells
+from cells import Cells, words
 from engines import fails, running, started
+from test_containers_engine import opened, submit
 
 from agentfs.containers.documents import Request, Wanted
 from agentfs.containers.port import Command, Exit, Offer, Output
 from agentfs.engine.engine import Engine
-from agentfs.engine.sandboxes import Housing
+from agentfs.engine.housing import Housing
+from agentfs.engine.sandboxes import POLICY
 from agentfs.limits import Limits
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
@@ -84,6 +86,28 @@ async def test_time_is_limited_for_each_tick(store: Store, clock: ManualClock) -
         clock.advance(1)
         await settled()
         assert not cells.there
+
+
+async def test_a_tick_in_a_sandbox_counts_as_a_session(store: Store, clock: ManualClock) -> None:
+    cells = Cells()
+    async with running(store, clock, housing=Housing({"here": Offer(cells)})) as engine, trio.open_nursery() as nursery:
+        await opened(engine)
+        await engine.jobs.models.documents.put("a", POLICY, b'{"max_sessions":1}', None)
+        nursery.start_soon(ran, engine, "wait")
+        await settled()
+        await fails(errno.EDQUOT, submit(engine, words("wait")))
+        nursery.cancel_scope.cancel()
+    async with running(store, clock, housing=Housing({"here": Offer(cells)})) as engine:
+        await opened(engine, is_new=False)
+        await ran(engine, "x")
+        assert len(cells.there) == 1  # kept, and nothing runs in it
+        row = await submit(engine, words("wait"))
+        await fails(errno.EDQUOT, ran(engine, "x"))
+        await engine.sandboxes.stop("a", row.id)
+        with trio.fail_after(10):
+            while engine.sandboxes.running:
+                await settled()
+        assert (await ran(engine, "x")).code == 0
 
 
 @pytest.mark.parametrize("line", ["bug", "wait", "x"])

@@ -25,15 +25,21 @@ D = TypeVar("D")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """What a session may use at most; memory and disk in MiB, time in seconds."""
+    """What a session may use at most; memory, disk and the largest file in MiB, time in seconds."""
 
     max_time_secs: int = 300
     max_memory_mb: int = 1024
     max_disk_mb: int = 512
+    max_file_mb: int = 4096
     max_cpu_cores: float = 1.0
     max_processes: int = 256
     max_files: int = 100_000
     allow_network: bool = False
+
+    @property
+    def file_bytes(self) -> int:
+        """The size of the largest file."""
+        return min(self.max_file_mb, self.max_disk_mb) << 20
 
 
 class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -42,6 +48,7 @@ class Wanted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     max_time_secs: int | None = None
     max_memory_mb: int | None = None
     max_disk_mb: int | None = None
+    max_file_mb: int | None = None
     max_cpu_cores: float | None = None
     max_processes: int | None = None
     max_files: int | None = None
@@ -60,7 +67,8 @@ class Repo(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """ContainerRequest: the document written to ``containers/new``; amounts are micro-USD.
 
-    ``stdin`` is for the first of ``commands``. Values of ``env`` may be ``secret:NAME``.
+    ``stdin`` is for the first of ``commands``. ``keep_secs``: how long it is kept behind its end, if that is shorter
+    than the runtime keeps them. Values of ``env`` may be ``secret:NAME``.
     """
 
     kind: Kind = "ephemeral"
@@ -76,6 +84,7 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_cost_usd: int | None = None
     idempotency_key: str = ""
     timeout_ms: int | None = None
+    keep_secs: int | None = None
 
 
 class Exec(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,6 +123,8 @@ def parse(doc: bytes) -> Request:
     if request.repo is not None:
         _repo(request.repo)
     _time(request.timeout_ms)
+    if request.keep_secs is not None and request.keep_secs <= 0:
+        raise _wrong("keep_secs", "want more than 0")
     return request
 
 
@@ -143,8 +154,8 @@ def _decoded(doc: bytes, kind: type[D]) -> D:
 
 
 BOUNDS: Final = {
-    "max_time_secs": TIME_MAX_S, "max_memory_mb": 1 << 20, "max_disk_mb": 1 << 22, "max_cpu_cores": 1024,
-    "max_processes": 1 << 16, "max_files": 1 << 24,
+    "max_time_secs": TIME_MAX_S, "max_memory_mb": 1 << 20, "max_disk_mb": 1 << 22, "max_file_mb": 1 << 22,
+    "max_cpu_cores": 1024, "max_processes": 1 << 16, "max_files": 1 << 24,
 }  # fmt: skip
 
 

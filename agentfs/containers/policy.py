@@ -20,8 +20,8 @@ class Policy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """ContainerPolicy. Images and providers are globs; blocked wins; null is "all".
 
     ``defaults`` hold for a request that names no limit, ``most`` is what one may name. ``max_sessions``: how many of
-    an agent's may run at a time. ``default_image`` "" is the provider's own. ``allow_pull``: images that are not there
-    are fetched, where the provider does that.
+    an agent's may run at a time, with a tick that runs in a sandbox as one. ``default_image`` "" is the provider's own.
+    ``allow_pull``: images that are not there are fetched, where the provider does that.
     """
 
     allowed_providers: list[str] | None = None

@@ -74,8 +74,9 @@ class Used:
     network_bytes: int | None = None
 
 
-Cause: TypeAlias = Literal["", "memory", "disk", "gone"]
-"""Which limit ended a command before its time: "" it ended by itself; "gone": its sandbox was taken away."""
+Cause: TypeAlias = Literal["", "memory", "disk", "file", "gone"]
+"""Which limit ended a command before its time: "" it ended by itself; "file": it made one too large; "gone": its
+sandbox was taken away."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,6 +30,11 @@ def time_ns(request: Request, limits: Limits) -> int:
     return most if request.timeout_ms is None else min(most, request.timeout_ms * 1_000_000)
 
 
+def kept_ns(request: Request, most_seconds: int) -> int:
+    """How long it is kept behind its end, in nanoseconds; *most_seconds*: what the runtime keeps any."""
+    return min(most_seconds, request.keep_secs or most_seconds) * 1_000_000_000
+
+
 def cost(usd_per_hour: int, ns: int) -> int:
     """What *ns* cost, in micro-USD, rounded up."""
     return math.ceil(usd_per_hour * max(0, ns) / _HOUR_NS)

@@ -22,6 +22,7 @@ from agentfs.engine.commands import Commands
 from agentfs.engine.core import Core
 from agentfs.engine.delivery import Delivery
 from agentfs.engine.envelope import Envelope, encode
+from agentfs.engine.housing import Housing
 from agentfs.engine.identity import Identities
 from agentfs.engine.jobs import Jobs
 from agentfs.engine.ledger import StoreLedger
@@ -32,7 +33,7 @@ from agentfs.engine.peers import Peers
 from agentfs.engine.purse import Grants, pack
 from agentfs.engine.registries import Registries
 from agentfs.engine.requests import Requests
-from agentfs.engine.sandboxes import Housing, Sandboxes
+from agentfs.engine.sandboxes import Sandboxes
 from agentfs.engine.secrets import Secrets
 from agentfs.engine.settings import Settings, settings_of
 from agentfs.engine.tick import Ticks
@@ -132,10 +133,19 @@ class Engine:
         return not self.workers.busy and not self.core.in_flight
 
     async def drain(self, seconds: float) -> None:
-        """Start no more ticks, wait for the running ones at most *seconds*; the rest are cut off by `run`'s end."""
+        """Start no more ticks, wait for the running ones at most *seconds*; the rest are cut off by `run`'s end.
+
+        Behind them what runs in sandboxes ends too: what it says would let no commit be the last one, and what it
+        reads, or does not read, would hold up the faces.
+        """
         self.workers.is_draining = True
         deadline_ns = self.core.clock.now_ns() + int(seconds * 1e9)
-        while not self.is_idle and self.core.clock.now_ns() < deadline_ns:
+        await self._until(lambda: not self.workers.busy, deadline_ns)
+        self.sandboxes.pause()
+        await self._until(lambda: self.is_idle, deadline_ns)
+
+    async def _until(self, is_so: Callable[[], bool], deadline_ns: int) -> None:
+        while not is_so() and self.core.clock.now_ns() < deadline_ns:
             await self.core.clock.sleep_until(self.core.clock.now_ns() + 20_000_000)
 
     def _wake(self, agent: str) -> None:

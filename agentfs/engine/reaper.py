@@ -93,6 +93,10 @@ class Reaper:
                 return row
         return None
 
+    def begin(self, session: str) -> None:
+        """The sandbox *session* is used, maybe again: something runs in it."""
+        self._quiet.discard(session)
+
     async def end(self, name: str, session: str) -> None:
         """End everything in a sandbox of the provider *name*; its files stay."""
         if name in self._offers:

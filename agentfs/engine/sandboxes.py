@@ -8,21 +8,23 @@ from __future__ import annotations
 import errno
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import replace
 
 import anyio
 import msgspec
-from anyio.abc import TaskGroup
+from anyio.abc import TaskGroup, TaskStatus
 
 from agentfs.containers import policy as policies
 from agentfs.containers import terms
 from agentfs.containers.documents import Limits, Request
 from agentfs.containers.policy import Policy
-from agentfs.containers.port import Inside, Offer, Spec
+from agentfs.containers.port import Spec
 from agentfs.engine.core import Core
 from agentfs.engine.documents import Documents
 from agentfs.engine.execs import last
+from agentfs.engine.housing import Housing
 from agentfs.engine.journal import DONE, OPEN, UNKNOWN_OUTCOME
 from agentfs.engine.money import CONTAINERS, Money
 from agentfs.engine.orders import Order, known
@@ -54,30 +56,6 @@ log = logging.getLogger(__name__)
 POLICY = "containers-policy"
 
 
-Prepare = Callable[[str], Awaitable[Inside]]
-"""What every sandbox of an agent gets."""
-Ready = Callable[[], Awaitable[None]]
-"""Returns once what a sandbox is given is there: no code runs before."""
-
-
-async def bare(agent: str) -> Inside:
-    """Nothing of the agent's."""
-    return Inside()
-
-
-async def at_once() -> None:
-    """Nothing is waited for."""
-
-
-@dataclass(frozen=True, slots=True)
-class Housing:
-    """The providers of sandboxes by name, the first one first, and what every sandbox of an agent gets."""
-
-    offers: Mapping[str, Offer]
-    inside: Prepare = bare
-    ready: Ready = at_once
-
-
 class Sandboxes:
     """The sessions of every agent over the providers of one runtime."""
 
@@ -90,6 +68,7 @@ class Sandboxes:
         self.running: dict[tuple[str, str], Session] = {}
         self._beginning = Counter[tuple[str, str]]()
         self.held: set[str] = set()  # sandboxes that are no session's, and are not to be reaped
+        self._ticking: set[str] = set()  # agents of which a tick runs in one of those
         self.group: TaskGroup | None = None
         self.scribe: Scribe | None = None
         self._slots = anyio.Semaphore(core.limits.sandboxes_running)
@@ -112,8 +91,8 @@ class Sandboxes:
         reserved = terms.reserved(request, rules, price, limits)
         intent = order.intent(CONTAINERS, msgspec.to_builtins(request), reserved, until_ns)
         old, same = await known(self._core, self._money.journal, SandboxRow, intent)
-        if same is None and self._others(agent, intent.id) >= rules.max_sessions:
-            raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
+        if same is None:
+            self._count(agent, rules, intent.id)
         stored = msgspec.json.encode(request).decode()
         row = SandboxRow(
             agent=agent, id=intent.id, request=stored, state=PROVISIONING, provider=name,
@@ -141,8 +120,21 @@ class Sandboxes:
         logs = [DropLogs(row.agent, log_of(row.id, each.id)) async for each in execs]
         return [DropLogs(row.agent, log_of(row.id)), Delete(ExecRow, (row.agent, row.id)), *logs]
 
-    def _others(self, agent: str, id: str) -> int:
-        return sum(key[0] == agent and key[1] != id for key in self._beginning.keys() | self.running.keys())
+    def _count(self, agent: str, rules: Policy, id: str = "") -> None:
+        """EDQUOT when as many of *agent* run as *rules* allow, besides the session *id*."""
+        others = sum(key[0] == agent and key[1] != id for key in self._beginning.keys() | self.running.keys())
+        if others + (agent in self._ticking) >= rules.max_sessions:
+            raise error(errno.EDQUOT, detail=f"max_sessions: {rules.max_sessions} of {agent} run already")
+
+    @asynccontextmanager
+    async def ticking(self, agent: str) -> AsyncIterator[None]:
+        """For as long as a tick of *agent* runs in a sandbox: it counts as a session. EDQUOT as `submit`."""
+        self._count(agent, await self.policy(agent))
+        self._ticking.add(agent)
+        try:
+            yield
+        finally:
+            self._ticking.discard(agent)
 
     def _image(self, request: Request, rules: Policy, provider: str) -> str:
         return request.image or rules.default_image or self.offers[provider].image
@@ -177,7 +169,8 @@ class Sandboxes:
 
     async def restore(self, group: TaskGroup) -> None:
         """Take up what a process that died left; then reap what no row owns, and go on doing so."""
-        self.group, self.scribe = group, Scribe(self._core, group)
+        self.scribe = Scribe(self._core, group)
+        self.group = living = await group.start(self._host)
         for agent in await self._core.store.agents(SandboxRow):
             async for row in self._core.every(SandboxRow, agent):
                 async for lost in self._core.every(ExecRow, agent, row.id):
@@ -185,11 +178,22 @@ class Sandboxes:
                         await self._lose(lost)
                 if row.state in LIVE:
                     self._money.journal.live.add((row.agent, row.id))
-                    group.start_soon(self._restore, row)  # an engine that is away must not hold up the start
+                    living.start_soon(self._restore, row)  # an engine that is away must not hold up the start
                 else:
                     self._reaper.watch(row.expires_ns)
         self._reaper.group = group
         group.start_soon(self._reaper.reap)
+
+    async def _host(self, *, task_status: TaskStatus[TaskGroup]) -> None:
+        async with anyio.create_task_group() as group:
+            task_status.started(group)
+            await anyio.sleep_forever()
+        self.group = None
+
+    def pause(self) -> None:
+        """End what runs in every sandbox, and let none begin: the next start takes the sessions up."""
+        if self.group is not None:
+            self.group.cancel_scope.cancel()
 
     async def _lose(self, row: ExecRow) -> None:
         lost = msgspec.structs.replace(
@@ -232,6 +236,7 @@ class Sandboxes:
             raise error(errno.ENOTCONN, detail="the runtime is starting")
         key, provider = (row.agent, row.id), self.offers[row.provider].provider
         self._money.journal.live.add(key)
+        self._reaper.begin(row.id)
         session = Session(self._core, self.scribe, self._secrets, provider, spec, row)
         self.running[key] = session
         self._limit(session)
@@ -281,12 +286,12 @@ class Sandboxes:
 
     async def end(self, row: SandboxRow, end: End, results: Sequence[object], used: str = "") -> None:
         """Record how *row* ended and settle its money, in one commit."""
-        now_ns = self._core.clock.now_ns()
+        now_ns, request = self._core.clock.now_ns(), msgspec.json.decode(row.request, type=Request)
         done = msgspec.structs.replace(
             row, state=end.state, exit_code=end.exit_code, reason=end.reason, done_ns=now_ns, version=row.version + 1,
             error=name_of(end.errno), used=used,
             results=msgspec.json.encode(results).decode(), artifacts=msgspec.json.encode(end.artifacts).decode(),
-            expires_ns=now_ns + self._core.limits.sandbox_ttl_seconds * 1_000_000_000,
+            expires_ns=now_ns + terms.kept_ns(request, self._core.limits.sandbox_ttl_seconds),
             cost_usd=0 if row.started_ns is None else terms.cost(row.usd_per_hour, now_ns - row.started_ns),
         )  # fmt: skip
         told = Append(row.agent, log_of(row.id), last(done.exit_code, done.reason, status=done.state))
@@ -351,7 +356,7 @@ class Sandboxes:
             raise error(errno.ENOENT, detail="its files are gone")
         request = msgspec.json.decode(row.request, type=Request)
         if request.repo is not None and row.state in LIVE and row.state != RUNNING:
-            raise _not_there(row)  # git runs outside of the sandbox, and does what .git/config says
+            raise _not_there(row)  # git has the network, and does what .git/config says
         return offer.provider.files(row.id, terms.kept(request, await self.policy(row.agent)))
 
     # -- what there is ---------------------------------------------------------------------------------------------

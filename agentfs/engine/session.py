@@ -28,7 +28,7 @@ from agentfs.rows import AgentRow, ExecRow, SandboxRow
 PROVISIONING, CLONING, RUNNING = "provisioning", "cloning", "running"
 COMPLETE, FAILED, EXPIRED, CANCELLED = "complete", "failed", "expired", "cancelled"
 LIVE: Final = (PROVISIONING, CLONING, RUNNING)
-LIMITS: Final = {"memory": errno.ENOMEM, "disk": errno.ENOSPC, "gone": errno.EREMOTEIO}
+LIMITS: Final = {"memory": errno.ENOMEM, "disk": errno.ENOSPC, "file": errno.EFBIG, "gone": errno.EREMOTEIO}
 """The errno of what ended a command before its time."""
 _RESULTS_BYTES: Final = 768 << 10  # of what all commands of a session print: it is one row
 _GONE: Final = "its sandbox was taken away"

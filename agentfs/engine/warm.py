@@ -63,17 +63,18 @@ class Warm:
         """Run *command* in the sandbox that *request* wants for *agent*; *take* gets what comes out, as it comes.
 
         Cancelled, or when *take* raises, the command ends and so does the sandbox. One run an agent at a time.
-        EACCES past the policy; EOPNOTSUPP for what no provider can do, or does only for money; ENOENT no such provider
-        or image; ETIMEDOUT past ``max_time_secs``; ENOTCONN, EREMOTEIO.
+        EACCES past the policy, EDQUOT when as many sessions run as it allows; EOPNOTSUPP for what no provider can do,
+        or does only for money; ENOENT no such provider or image; ETIMEDOUT past ``max_time_secs``; ENOTCONN, EREMOTEIO.
         """
-        kept = await self._taken(agent, request)
-        is_well = False
-        try:
-            ended = await self._ran(agent, kept, command, take)
-            is_well = not ended.cause
-        finally:
-            with anyio.CancelScope(shield=True):
-                await self._left(agent, kept, is_well=is_well)
+        async with self._sandboxes.ticking(agent):
+            kept = await self._taken(agent, request)
+            is_well = False
+            try:
+                ended = await self._ran(agent, kept, command, take)
+                is_well = not ended.cause
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await self._left(agent, kept, is_well=is_well)
         return ended
 
     def leave(self, agent: str) -> None:

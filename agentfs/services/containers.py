@@ -1,22 +1,23 @@
 """containers: run code that nobody trusts, in sandboxes, as files. It costs: mount it budgeted.
 
 ``containers/new`` (C) takes a ContainerRequest {"kind"?, "provider"?, "image"?, "repo"?, "commands"?, "stdin"?,
-"artifacts"?, "workdir"?, "env"?, "limits"?, "max_cost_usd"?, "idempotency_key"?, "timeout_ms"?} and answers
-{session_id, status, and the paths} at once. ``kind`` ephemeral runs its ``commands`` (a line of shell, or a list of
-words) until one fails; build does too and names its ``artifacts`` (globs below the workdir) with size and sha256;
-interactive stays until it is stopped or its time is over. ``repo`` {url, git_ref?, subdir?, auth?} is cloned first;
-``auth``, and values of ``env``, may be ``secret:NAME``. ``limits``: max_time_secs max_memory_mb max_disk_mb
-max_cpu_cores max_processes max_files allow_network. ``image`` "" is the provider's own, ``provider`` "" or local the
-best there is. No network unless asked for and allowed. The same idempotency_key is the same session; with another
-request it is EEXIST. Past the policy: EACCES; past a budget or too many at a time: EDQUOT; what a provider cannot do:
-EOPNOTSUPP.
+"artifacts"?, "workdir"?, "env"?, "limits"?, "max_cost_usd"?, "idempotency_key"?, "timeout_ms"?, "keep_secs"?} and
+answers {session_id, status, and the paths} at once. ``kind`` ephemeral runs its ``commands`` (a line of shell, or a
+list of words) until one fails; build does too and names its ``artifacts`` (globs below the workdir) with size and
+sha256; interactive stays until it is stopped or its time is over. ``repo`` {url, git_ref?, subdir?, auth?} is cloned
+first; ``auth``, and values of ``env``, may be ``secret:NAME``. ``limits``: max_time_secs max_memory_mb max_disk_mb
+max_file_mb (of one file; past it EFBIG) max_cpu_cores max_processes max_files allow_network. ``image`` "" is the
+provider's own, ``provider`` "" or local the best there is. No network unless asked for and allowed. The same
+idempotency_key is the same session; with another request it is EEXIST. Past the policy: EACCES; past a budget or too
+many at a time: EDQUOT; what a provider cannot do: EOPNOTSUPP.
 ``containers/sessions/<session>/status`` (R) provisioning | cloning | running | complete | failed | expired, with times.
 ``containers/sessions/<session>/result`` (R) the ContainerResponse; before the end EAGAIN.
 ``containers/sessions/<session>/output`` (S) {stream, data | base64, done?} a line, of its own commands.
 ``containers/sessions/<session>/exec/new`` (C) {"command", "env"?, "cwd"?, "stdin"?, "timeout_ms"?, "idempotency_key"?},
 or a line of shell; answers {exec_id, and the paths}; it runs once the session does. ESTALE when that has ended.
 ``containers/sessions/<session>/exec/<exec>/status`` (R), ``result`` (R), ``output`` (S), ``ctl`` (X) cancel.
-``containers/sessions/<session>/files/`` the workdir as a tree of real files, kept a day; EBUSY in cloning.
+``containers/sessions/<session>/files/`` the workdir as a tree of real files, kept a day (``keep_secs``); EBUSY in
+cloning; ENOSPC past max_disk_mb or max_files in all.
 ``containers/sessions/<session>/usage`` (R) cpu_time_ms, peak_memory_bytes, disk_bytes, network_bytes, cost_usd.
 ``containers/sessions/<session>/ctl`` (X) stop (of one that has ended: remove its files), keepalive.
 ``containers/providers/<provider>/info`` (R) what it can do and costs. ``images`` (R) one a line. ``health`` (R).

@@ -7,7 +7,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
-from typing import Final, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import anyio
 from starlette.requests import Request
@@ -33,6 +33,8 @@ Certified: TypeAlias = Callable[[], Principal | None]
 _QUERY: Final = frozenset({"watch", "recursive", "since", "cursor", "meta"})
 _LOCAL: Final = frozenset({"127.0.0.1", "localhost", "::1"})
 _HELD: Final = 1024
+_LINGER_S: Final = 2.0  # for a client to notice an answer that it gets in the middle of its request
+_LINGER_BYTES: Final = 16 << 20
 _METHODS: Final[dict[str, Callable[[Ask], Awaitable[Response]]]] = {
     "GET": files.get, "HEAD": files.get, "PUT": files.put, "POST": files.post, "DELETE": files.delete,
     "MKCOL": files.mkcol, "MOVE": files.move,
@@ -45,8 +47,8 @@ class Incoming:
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._scope, self._receive = scope, receive
         names = {name.lower() for name, _ in scope["headers"]}
-        is_one = scope.get("http_version") in ("1.0", "1.1")
-        self._is_over = is_one and not names & {b"content-length", b"transfer-encoding"}
+        self._is_one = scope.get("http_version") in ("1.0", "1.1")
+        self._is_over = self._is_one and not names & {b"content-length", b"transfer-encoding"}
 
     async def receive(self) -> Message:
         """The next piece."""
@@ -57,19 +59,36 @@ class Incoming:
     async def answer(self, response: Response, send: Send) -> None:
         """Send *response*, meanwhile dropping what still comes of a body that nobody asked for.
 
-        Unread, it would fill the server's queue, and the end of the answer would wait behind it for ever.
+        Unread, it would fill the server's queue, and the end of the answer would wait behind it for ever. A connection
+        of HTTP/1 is closed behind it, for which the end is held back: closed with unread bytes, it would take the
+        answer along that the client has not read yet.
         """
         if self._is_over or isinstance(response, Watch):
             await response(self._scope, self.receive, send)
             return
+        dropped = anyio.Event()
+
+        async def linger(message: Message) -> None:
+            if message["type"] == "http.response.body" and not message.get("more_body", False) and self._is_one:
+                await send({**message, "more_body": True})
+                with anyio.move_on_after(_LINGER_S):
+                    await dropped.wait()
+                message = {**message, "body": b""}
+            await send(message)
+
         async with anyio.create_task_group() as group:
-            group.start_soon(self._drop)
-            await response(self._scope, self.receive, send)
+            group.start_soon(self._drop, dropped)
+            await response(self._scope, self.receive, linger)
             group.cancel_scope.cancel()
 
-    async def _drop(self) -> None:
-        while (await self._receive())["type"] != "http.disconnect":
-            pass
+    async def _drop(self, dropped: anyio.Event) -> None:
+        """Take what comes until it is cancelled; *dropped* when that was all, or as much as is waited for."""
+        size, message = 0, dict[str, Any]()
+        while message.get("type") != "http.disconnect":
+            message = dict(await self._receive())
+            size += len(message.get("body", b""))
+            if not message.get("more_body", False) or size > _LINGER_BYTES:
+                dropped.set()
 
 
 class Face:

@@ -32,8 +32,9 @@ from agentfs.providers.containers.cgroup import Group, Groups, name_of
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.reach import Reach
+from agentfs.providers.containers.room import Room
 from agentfs.providers.containers.sessions import Sessions
-from agentfs.providers.containers.watched import Watched
+from agentfs.providers.containers.watched import TOO_LARGE, Watched, past_file
 from agentfs.providers.containers.workdir import MIB, Owner, Workdir
 from agentfs.service import FileService
 
@@ -41,7 +42,7 @@ _PROBE: Final = ".health"
 _PROBE_S: Final = 5.0
 _ENV_MAX: Final = 2000  # names; bwrap takes 9000 words in all
 _OPEN_FILES: Final = 1024
-_KILLED, _TOO_LARGE = 137, 153  # SIGKILL, SIGXFSZ
+_KILLED: Final = 137  # SIGKILL
 _REMOVE_TRIES: Final = 50
 
 
@@ -71,6 +72,7 @@ class Bubblewrap:
         self._owner, self._become = owner, owner if os.geteuid() == 0 else None
         self._groups = Groups(name_of(top), top / "cgroups") if groups is None else groups
         self._filter, self._names = seccomp.program(), Names()
+        self._rooms = dict[str, Room]()
         self._live: dict[str, set[Cell]] = {}
         self._is_well, self._asking = False, anyio.Lock()
         self._count = 0
@@ -103,7 +105,9 @@ class Bubblewrap:
         workdir.make()
         code = 0
         try:
-            async with aclosing(self._run(Spec(_PROBE, ""), Command(_PROBE, ["/bin/sh", "-c", ":"]), workdir)) as ran:
+            async with aclosing(
+                self.enclose(Spec(_PROBE, ""), Command(_PROBE, ["/bin/sh", "-c", ":"]), workdir)
+            ) as ran:
                 async for happening in ran:
                     code = happening.code if isinstance(happening, Exit) else code
         finally:
@@ -133,14 +137,18 @@ class Bubblewrap:
         workdir = self._workdir(spec.id)
         if self._sessions.get(spec.id).is_ended or not workdir.path.is_dir():
             raise error(errno.ENOENT, detail=f"session {spec.id}")
-        async with aclosing(self._run(spec, command, workdir)) as running:
-            async for happening in running:
-                yield happening
+        with self._room(spec.id).commanded():
+            async with aclosing(self.enclose(spec, command, workdir)) as running:
+                async for happening in running:
+                    yield happening
 
-    async def _run(self, spec: Spec, command: Command, workdir: Workdir) -> AsyncGenerator[Happening, None]:
+    async def enclose(
+        self, spec: Spec, command: Command, workdir: Workdir, files: Mapping[str, bytes] | None = None
+    ) -> AsyncGenerator[Happening, None]:
+        """As `run`, over any *workdir*, which may be another provider's; *files* are put in by their paths inside."""
         group = self._group(spec.limits)
         try:
-            cell = Cell(self._launch(spec, command, workdir, group), command.stdin)
+            cell = Cell(self._launch(spec, command, workdir, group, files or {}), command.stdin)
         except BaseException:
             await self._give_up(spec.id, None, group)
             raise
@@ -157,7 +165,7 @@ class Bubblewrap:
             kind, reason = cell.failure()
             if kind == "exec":
                 yield Output("stderr", f"{command.argv[0]}: {reason}\n".encode())
-            ended = _exit(cell, group, reason) if kind in ("", "exec") else _failed(reason, command)
+            ended = _exit(cell, group, reason, spec.limits) if kind in ("", "exec") else _failed(reason, command)
             self._sessions.count(spec.id, ended.used)
             yield ended
         finally:
@@ -167,9 +175,10 @@ class Bubblewrap:
                 await self._give_up(spec.id, cell, group)
 
     async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
-        """Fill its workdir with what *repo* holds, by this machine's git; see the port."""
+        """Fill its workdir with what *repo* holds, by this machine's git in a sandbox; see the port."""
         self._sessions.get(spec.id)
-        await git.clone(self._workdir(spec.id), self._owner, repo, secret, spec.limits)
+        with self._room(spec.id).commanded():
+            await git.clone(self._workdir(spec.id), self._owner, repo, secret, spec.limits, self.enclose)
 
     async def quiet(self, spec: Spec) -> None:
         """End every command that runs in it. ENOENT when it is gone."""
@@ -191,10 +200,16 @@ class Bubblewrap:
             await self.end(id)
             await anyio.to_thread.run_sync(self._workdir(id).remove)
             self._sessions.remove(id)
+            self._rooms.pop(id, None)
 
     def files(self, id: str, limits: Limits) -> FileService:
         """Its workdir as files."""
-        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.max_disk_mb * MIB, names=self._names)
+        room = self._room(id)
+        room.limits, path = limits, self._workdir(id).path
+        return HostFiles(path, self._owner, file_bytes=limits.file_bytes, names=self._names, room=room)
+
+    def _room(self, id: str) -> Room:
+        return self._rooms.setdefault(id, Room(self._workdir(id)))
 
     async def used(self, id: str) -> Used:
         """What its commands used that have ended, and what lies in its workdir. ENOENT."""
@@ -213,7 +228,9 @@ class Bubblewrap:
 
     # -- one command ---------------------------------------------------------------------------------------------
 
-    def _launch(self, spec: Spec, command: Command, workdir: Workdir, group: Group | None) -> Launch:
+    def _launch(
+        self, spec: Spec, command: Command, workdir: Workdir, group: Group | None, files: Mapping[str, bytes]
+    ) -> Launch:
         image, place = self._image(spec.image), str(workdir.path)
         outside = [place, *([str(image)] if image else []), *spec.sockets.values(), self._bwrap]
         reach = Reach(self._become, outside, spec.view)
@@ -229,8 +246,9 @@ class Bubblewrap:
         options += ["--chdir", posixpath.join(spec.workdir, command.cwd) if command.cwd else spec.workdir]
         before = reach.before(_ulimits(spec.limits) + (group.entry() if group else ""))
         is_there = image is not None and (image / "etc").exists()
+        held = {**rootfs.made(spec, self._owner, image), **files}
         return Launch(
-            reach.seen(self._bwrap), options, command.argv, before, env, rootfs.made(spec, self._owner, image),
+            reach.seen(self._bwrap), options, command.argv, before, env, held,
             "--ro-bind-data" if is_there else "--file", self._filter,
         )  # fmt: skip
 
@@ -296,14 +314,14 @@ def _ulimits(limits: Limits) -> str:
     """Lines of shell that limit what follows: to limit another user's process takes a right that root may lack."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     files = _OPEN_FILES if most == resource.RLIM_INFINITY else min(most, _OPEN_FILES)
-    return f"ulimit -c 0; ulimit -n {files}; ulimit -f {limits.max_disk_mb * MIB // 512}\n"
+    return f"ulimit -c 0; ulimit -n {files}; ulimit -f {limits.file_bytes // 512}\n"
 
 
-def _exit(cell: Cell, group: Group | None, reason: str) -> Exit:
+def _exit(cell: Cell, group: Group | None, reason: str, limits: Limits) -> Exit:
     code, cause = _KILLED if cell.code is None else cell.code, cell.cause
     if reason:
         code = 127 if reason == os.strerror(errno.ENOENT) else 126
-    causes: Mapping[int, Cause] = {_KILLED: cause, _TOO_LARGE: "disk"}
+    causes: Mapping[int, Cause] = {_KILLED: cause, TOO_LARGE: past_file(limits)}
     cause = causes.get(code, "")
     if not cause and code and group is not None and group.is_short_of_memory():
         cause = "memory"

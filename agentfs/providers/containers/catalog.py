@@ -42,7 +42,8 @@ def docker(
     """Sandboxes of an engine that speaks Docker's protocol, by its *socket*."""
     from agentfs.providers.containers.docker import Docker  # its client takes a while to import: only who has an engine
 
-    return Docker(place.top / name, place.owner, place.runtime, socket, pull=pull, network=network)
+    cloner = Bubblewrap(place.top / f".git-{name}", place.owner, place.images)
+    return Docker(place.top / name, place.owner, place.runtime, socket, pull=pull, network=network, cloner=cloner)
 
 
 async def found(place: Place) -> Mapping[str, ContainerProvider]:

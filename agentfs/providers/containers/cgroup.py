@@ -1,15 +1,17 @@
 """`Groups`: a control group for each command where this machine allows it (cgroups v2, or v1), below the runtime's own.
 
 They lie below the runtime's own group, so that what limits the runtime limits its sandboxes too. No process is started
-or ended here.
+here, and none ended but what is left of an earlier life.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import hashlib
 import os
 import shlex
+import signal
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -149,6 +151,8 @@ class Groups:
             if path.name.startswith("agentfs-") and path.is_dir():
                 with os.scandir(path) as entries:
                     below = [Path(entry.path) for entry in entries if entry.is_dir()]
+                for group in below:
+                    _emptied(group)
                 if not all(map(_removed, [*below, path])):
                     return False
         self._note.unlink(missing_ok=True)
@@ -221,6 +225,14 @@ def _settings(place: Place, limits: Limits) -> Iterator[tuple[str, object]]:
         }
     for controller in place.controllers:
         yield from every.get(controller, ())
+
+
+def _emptied(path: Path) -> None:
+    """End what is still in the group *path*, of which nobody is left: a bwrap whose starter died half-way waits on."""
+    with contextlib.suppress(OSError):
+        for pid in (path / "cgroup.procs").read_text().split():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(int(pid), signal.SIGKILL)
 
 
 def _removed(path: Path) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import posixpath
 import re
 import time
@@ -24,18 +25,21 @@ from agentfs.containers.documents import Limits, Repo
 from agentfs.containers.port import Command, Exit, Happening, Spec, Used
 from agentfs.errors import error
 from agentfs.providers.containers import git
+from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.providers.containers.daemon import LONG_S, Daemon
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keeper, name_of
 from agentfs.providers.containers.images import Images
 from agentfs.providers.containers.inmates import Inmates
 from agentfs.providers.containers.names import Names
+from agentfs.providers.containers.room import Room
 from agentfs.providers.containers.running import Box, Running, swept
 from agentfs.providers.containers.script import WAIT, told
 from agentfs.providers.containers.single import Single
-from agentfs.providers.containers.workdir import MIB, Owner, Workdir
+from agentfs.providers.containers.workdir import Owner, Workdir
 from agentfs.service import FileService
 
+log = logging.getLogger(__name__)
 _ABLE: Final = frozenset({"cpu", "memory", "processes", "disk", "view"})
 _HEALTH_S: Final = 3.0
 _SECRET_MIN: Final = 6  # characters: what is shorter is no secret, and stands in every text
@@ -54,16 +58,19 @@ class Docker:
     """Provider ``docker``: see `agentfs.containers.port.ContainerProvider`."""
 
     def __init__(
-        self, top: Path, owner: Owner, runtime: str, socket: str, *, pull: bool = False, network: str = "bridge"
-    ) -> None:
+        self, top: Path, owner: Owner, runtime: str, socket: str, *, pull: bool = False, network: str = "bridge",
+        cloner: Bubblewrap | None = None,
+    ) -> None:  # fmt: skip
         """*top* holds the workdirs of this provider and nothing else: what is there `found` shows.
 
         *runtime*: whose the containers are. *socket*: the path of the engine's. *pull*: images that are not there are
         fetched. *network*: the engine's for sessions that may have one, "" for none. Code runs as *owner*.
+        *cloner*: git runs in a sandbox of it, where it is well.
         """
         self._top, self._owner, self._runtime, self._network = top, owner, runtime, network
         self._daemon, self._boxes, self._names = Daemon(socket), dict[str, Box](), Names()
         self._images = Images(self._daemon, top / _MARKS, pull=pull)
+        self._rooms, self._cloner = dict[str, Room](), cloner
 
     @property
     def capabilities(self) -> frozenset[str]:
@@ -161,19 +168,26 @@ class Docker:
             asked = {"cmd": [*init, *_ENTER, cwd, *command.argv], "environment": env, "workdir": spec.workdir}
             asked["user"] = f"{self._owner.uid}:{self._owner.gid}"
             running = Running(self._daemon, box, spec.limits, hide, asked)
-        try:
-            await running.begin(command.stdin)
-            while True:
-                happening = await running.next()
-                yield happening
-                if isinstance(happening, Exit):
-                    return
-        finally:
-            with anyio.CancelScope(shield=True):
-                await running.close()
+        with self._room(spec.id).commanded():
+            try:
+                await running.begin(command.stdin)
+                while True:
+                    happening = await running.next()
+                    yield happening
+                    if isinstance(happening, Exit):
+                        return
+            finally:
+                with anyio.CancelScope(shield=True):
+                    await running.close()
 
     async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
-        await git.clone((await self._box(spec.id)).workdir, self._owner, repo, secret, spec.limits)
+        workdir, cloner = (await self._box(spec.id)).workdir, self._cloner
+        if cloner is not None and (reason := await cloner.health()):
+            log.warning("git runs in no sandbox: %s", reason)
+            cloner = None
+        with self._room(spec.id).commanded():
+            run = cloner.enclose if cloner else None
+            await git.clone(workdir, self._owner, repo, secret, spec.limits, run)
 
     async def quiet(self, spec: Spec) -> None:
         box = await self._box(spec.id)
@@ -202,6 +216,7 @@ class Docker:
         workdir = self._workdir(id)
         await self.end(id)
         await anyio.to_thread.run_sync(workdir.remove)
+        self._rooms.pop(id, None)
 
     def _workdir(self, id: str) -> Workdir:
         if not _ID.match(id):
@@ -209,7 +224,12 @@ class Docker:
         return Workdir(self._top, id, self._owner)
 
     def files(self, id: str, limits: Limits) -> FileService:
-        return HostFiles(self._workdir(id).path, self._owner, file_bytes=limits.max_disk_mb * MIB, names=self._names)
+        room = self._room(id)
+        room.limits, path = limits, self._workdir(id).path
+        return HostFiles(path, self._owner, file_bytes=limits.file_bytes, names=self._names, room=room)
+
+    def _room(self, id: str) -> Room:
+        return self._rooms.setdefault(id, Room(self._workdir(id)))
 
     async def used(self, id: str) -> Used:
         known = self._boxes.get(id)
@@ -227,6 +247,8 @@ class Docker:
 
     async def aclose(self) -> None:
         self._daemon.close()
+        if self._cloner is not None:
+            await self._cloner.aclose()
 
 
 def _made(client: Any, asked: dict[str, Any]) -> Any:

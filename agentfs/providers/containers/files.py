@@ -18,6 +18,7 @@ from agentfs.errors import BY_ERRNO, error
 from agentfs.providers.containers.beneath import Root, entered, found, kept, made, moved, reopened, rooted
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.opened import HostHandle
+from agentfs.providers.containers.room import BLOCK, Room
 from agentfs.providers.containers.workdir import Owner
 from agentfs.service import FileHandle, FileService
 from agentfs.types import NO_WANT, ROOT, Kind, Mode, Path, Principal, Qid, Stat, Want, join, split
@@ -61,12 +62,16 @@ class HostFiles(FileService):
     name. Names may be any but those that are not UTF-8, which are left out. A root that is gone: ENOENT for everything.
     """
 
-    def __init__(self, root: Root, owner: Owner, *, file_bytes: int | None = None, names: Names | None = None) -> None:
+    def __init__(
+        self, root: Root, owner: Owner, *, file_bytes: int | None = None, names: Names | None = None,
+        room: Room | None = None,
+    ) -> None:  # fmt: skip
         """What is made is *owner*'s when this process is root's. *file_bytes*: EFBIG for a file that grows past it.
 
-        *names* may be shared by many: it bounds what is kept for the listings of all.
+        *names* may be shared by many: it bounds what is kept for the listings of all. *room*: ENOSPC for what it has
+        no room for; shared by all that write there.
         """
-        self._root, self._owner, self._file_bytes = root, owner, file_bytes
+        self._root, self._owner, self._file_bytes, self._room = root, owner, file_bytes, room
         self._names = names or Names()
 
     def attach(self, principal: Principal) -> HostFiles:
@@ -104,19 +109,20 @@ class HostFiles(FileService):
             if not _stat.S_ISREG(about.st_mode):
                 raise error(errno.EACCES, path, "neither a file nor a directory")
             _match(about, path, want)
-            return HostHandle(reopened(fd, _flags(mode)), path, mode, self._file_bytes)
+            return HostHandle(reopened(fd, _flags(mode)), path, mode, self._file_bytes, self._room)
 
     async def create(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         if path == ROOT:
             raise error(errno.EEXIST, path)
         try:
             with _told(path), self._parent(path) as (top, name):
+                await self._take(top, name, 0)
                 fd = made(top, name, _flags(mode))
         except FileExistsError:
             if want.exclusive or (await self.stat(path)).is_dir:
                 raise
             return await self.open(path, mode, want=want)
-        handle = HostHandle(fd, path, mode & ~Mode.TRUNCATE, self._file_bytes)
+        handle = HostHandle(fd, path, mode & ~Mode.TRUNCATE, self._file_bytes, self._room)
         try:
             with _told(path):
                 self._give(fd, FILE_MODE)
@@ -129,6 +135,7 @@ class HostFiles(FileService):
         if path == ROOT:
             raise error(errno.EEXIST, path)
         with _told(path), self._parent(path) as (top, name):
+            await self._take(top, name, BLOCK)
             os.mkdir(name, 0o700, dir_fd=top)
             with kept(entered(top, name)) as fd:
                 self._give(fd, DIR_MODE)
@@ -140,11 +147,13 @@ class HostFiles(FileService):
                 os.unlink(name, dir_fd=top)
             except IsADirectoryError:
                 os.rmdir(name, dir_fd=top)
+        self._freed()
 
     async def rename(self, old: Path, new: Path, *, want: Want = NO_WANT) -> None:
         with _told(old, new), self._parent(old) as (old_top, old_name), self._parent(new) as (new_top, new_name):
             _match(os.stat(old_name, dir_fd=old_top, follow_symlinks=False), old, want)
             moved(old_top, old_name, new_top, new_name, is_exclusive=want.exclusive)
+        self._freed()
 
     @contextmanager
     def _parent(self, path: Path) -> Iterator[tuple[int, str]]:
@@ -154,6 +163,19 @@ class HostFiles(FileService):
             raise error(errno.EBUSY, path, "the root cannot be made, removed or renamed")
         with rooted(self._root) as root, found(root, above, is_dir=True) as (top, _):
             yield top, name
+
+    async def _take(self, top: int, name: str, size: int) -> None:
+        """Room for *name* in the directory *top*, if it is new, of *size* bytes. ENOSPC."""
+        if self._room is None:
+            return
+        try:
+            os.stat(name, dir_fd=top, follow_symlinks=False)
+        except FileNotFoundError:
+            await self._room.take(size, 1)
+
+    def _freed(self) -> None:
+        if self._room is not None:
+            self._room.change()
 
     def _give(self, fd: int, mode: int) -> None:
         """Make what was just made its owner's."""

@@ -78,7 +78,7 @@ def _walls(limits: Limits, network: str) -> dict[str, Any]:
 def _amounts(limits: Limits, cpus: int) -> dict[str, Any]:
     if limits.max_memory_mb < _LEAST_MEMORY_MB:
         raise error(errno.EINVAL, detail=f"limits.max_memory_mb: the engine gives no less than {_LEAST_MEMORY_MB}")
-    memory, file = limits.max_memory_mb * MIB, limits.max_disk_mb * MIB
+    memory, file = limits.max_memory_mb * MIB, limits.file_bytes
     return {
         "mem_limit": memory,
         "memswap_limit": memory,  # both: so none of it is swap

@@ -13,7 +13,8 @@ from typing import Final, TypeVar
 
 import anyio.to_thread
 
-from agentfs.errors import BY_ERRNO, error
+from agentfs.errors import BY_ERRNO, detail_of, error
+from agentfs.providers.containers.room import BLOCK, Room
 from agentfs.service import FileHandle
 from agentfs.types import Mode, Path
 
@@ -30,10 +31,12 @@ class HostHandle(FileHandle):
     is cut by the first operation on the handle, its close at the latest: opening has no effect.
     """
 
-    def __init__(self, fd: int, path: Path, mode: Mode, most: int | None) -> None:
-        """*most*: EFBIG for what would make it longer, in bytes."""
+    def __init__(self, fd: int, path: Path, mode: Mode, most: int | None, room: Room | None = None) -> None:
+        """*most*: EFBIG for what would make it longer, in bytes; *room*: ENOSPC for what it has no room for."""
         self._fd, self._path, self._mode = fd, path, mode
-        self._most = _LAST if most is None else most
+        self._most, self._room = _LAST if most is None else most, room
+        if room is not None:
+            room.open.add(fd)
         self._is_cut_pending = Mode.TRUNCATE in mode
         self._is_closed, self._users = False, 0
 
@@ -54,15 +57,31 @@ class HostHandle(FileHandle):
     async def write(self, data: bytes, offset: int) -> int:
         self._check(Mode.WRITE)
         self._cut()
-        begin = os.fstat(self._fd).st_size if Mode.APPEND in self._mode else offset
+        about = os.fstat(self._fd)
+        begin = about.st_size if Mode.APPEND in self._mode else offset
         self._fit(begin + len(data))
-        return await self._do(len(data), lambda: os.pwrite(self._fd, data, begin))  # O_APPEND heeds no offset
+        if self._room is None or not (need := _need(about, begin, len(data))):
+            return await self._put(data, begin)
+        await self._take(self._room, need)
+        with self._room.writing(need):
+            return await self._put(data, begin)
+
+    async def _take(self, room: Room, need: int) -> None:
+        try:
+            await room.take(need)
+        except OSError as exc:
+            raise error(exc.errno or errno.EIO, self._path, detail_of(exc)) from None
+        self._check(Mode.WRITE)  # it may have been closed meanwhile
+
+    async def _put(self, data: bytes, offset: int) -> int:
+        return await self._do(len(data), lambda: os.pwrite(self._fd, data, offset))  # O_APPEND heeds no offset
 
     async def truncate(self, size: int) -> None:
         self._check(Mode.WRITE)
         self._cut()
         self._fit(size)
         await self._do(0, lambda: os.ftruncate(self._fd, size))
+        self._freed()
 
     async def flush(self, *, final: bool = False) -> None:
         if not self._is_closed:
@@ -93,6 +112,11 @@ class HostHandle(FileHandle):
         if self._is_cut_pending:
             self._is_cut_pending = False
             os.ftruncate(self._fd, 0)
+            self._freed()
+
+    def _freed(self) -> None:
+        if self._room is not None:
+            self._room.change()
 
     async def _do(self, size: int, call: Callable[[], T]) -> T:
         """*call*, for *size* bytes; the descriptor stays open until it has ended."""
@@ -110,4 +134,19 @@ class HostHandle(FileHandle):
     def _leave(self) -> None:
         if self._is_closed and not self._users and self._fd >= 0:
             fd, self._fd = self._fd, -1
+            if self._room is not None:
+                self._room.open.discard(fd)
+                self._room.change()
             os.close(fd)
+
+
+def _need(about: os.stat_result, begin: int, size: int) -> int:
+    """How many bytes of the disk *size* bytes at *begin* of a file take at most, besides those it has."""
+    most, have = _rounded(size) + BLOCK, about.st_blocks * 512
+    if have < about.st_size:  # it has holes
+        return most
+    return min(most, max(0, _rounded(begin + size) - have))
+
+
+def _rounded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK

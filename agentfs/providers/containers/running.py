@@ -23,11 +23,10 @@ from agentfs.errors import error
 from agentfs.providers.containers.attached import Attached
 from agentfs.providers.containers.daemon import LONG_S, Daemon, cleaned
 from agentfs.providers.containers.inmates import Inmates
-from agentfs.providers.containers.watched import Watched
+from agentfs.providers.containers.watched import TOO_LARGE, Watched, past_file
 from agentfs.providers.containers.workdir import Workdir
 
 KILLED: Final = 137  # the code of what SIGKILL ended
-TOO_LARGE: Final = 153  # SIGXFSZ
 _BEAT_S: Final = 5.0  # without a word from the engine, before it is asked whether it is there
 END_S: Final = 5.0  # for the engine to notice an end
 POLL_S: Final = 0.01
@@ -93,7 +92,7 @@ class Running:
         self._kills = box.inmates.kills()
         self._cause: Cause = ""
         self._is_ended = False
-        self._watched = Watched(box.workdir, limits, self._over)
+        self._limits, self._watched = limits, Watched(box.workdir, limits, self._over)
 
     async def begin(self, stdin: bytes) -> None:
         """Start it. ENOENT when the container is gone, EREMOTEIO when the engine cannot."""
@@ -197,7 +196,7 @@ class Running:
         if self._cause:
             return Exit(code or KILLED, self._cause)
         if code in (0, TOO_LARGE):
-            return Exit(code, "disk" if code else "")
+            return Exit(code, past_file(self._limits) if code else "")
         kills = self._box.inmates.kills()
         if self._kills is not None and (kills or 0) > self._kills:
             return Exit(code, "memory")

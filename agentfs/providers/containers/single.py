@@ -20,7 +20,8 @@ from agentfs.containers.documents import Limits
 from agentfs.containers.port import Cause, Exit, Used
 from agentfs.errors import error
 from agentfs.providers.containers.daemon import LONG_S, Daemon
-from agentfs.providers.containers.running import END_S, KILLED, POLL_S, TOO_LARGE, Box, Running
+from agentfs.providers.containers.running import END_S, KILLED, POLL_S, Box, Running
+from agentfs.providers.containers.watched import TOO_LARGE, past_file
 
 _STREAMS: Final = "stream=1&stdin=1&stdout=1&stderr=1"
 _BY_SIGNAL: Final = 128
@@ -98,7 +99,7 @@ class Single(Running):
         if not state:
             return "gone"
         if code in (0, TOO_LARGE):
-            return "disk" if code else ""
+            return past_file(self._limits) if code else ""
         if self._kills_at_end or state.get("OOMKilled"):
             return "memory"
         return "gone" if code > _BY_SIGNAL and await self._is_taken() else ""

@@ -18,6 +18,12 @@ from agentfs.providers.containers.workdir import Workdir
 log = logging.getLogger(__name__)
 _SHORTEST_S: Final = 0.1
 _SHARE: Final = 10  # measuring takes at most one part in so many of the time
+TOO_LARGE: Final = 153  # the code of what SIGXFSZ ended
+
+
+def past_file(limits: Limits) -> Cause:
+    """Why a command ended that made a file larger than *limits* allow."""
+    return "file" if limits.max_file_mb < limits.max_disk_mb else "disk"
 
 
 class Watched:

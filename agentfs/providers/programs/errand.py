@@ -18,6 +18,8 @@ from agentfs.types import Mode, Path
 
 RUN_MS: Final = 30_000
 """How long a command may take that names no time."""
+KEEP_S: Final = 900
+"""How long its session is kept, for a retry of the step: in a day a model may begin more than an agent can hold."""
 _ANSWER_MAX: Final = 1 << 16
 
 
@@ -44,6 +46,7 @@ class Errand:
         """Its exit code, stdout and stderr, about *most* bytes of them. What ``containers/new`` says; EILSEQ."""
         request = {
             "commands": [self.line], "stdin": self.stdin, "timeout_ms": self.timeout_ms, "idempotency_key": self.key,
+            "keep_secs": KEEP_S,
         }  # fmt: skip
         try:
             doc = msgspec.json.encode(request)
