@@ -76,12 +76,12 @@ up() {
   [ "$(id -u)" != 0 ] || need bwrap bubblewrap  # sandboxes; without it, and without an engine, all else works
   if $is_fuse; then
     check_device
-    setup fuse
+    [ "$(id -u)" = 0 ] || need fusermount3 fuse3  # root mounts by itself
     [ -n "$mount" ] || words+=("--link=$here/mnt")
   else
-    setup base
     words+=(--no-fuse)
   fi
+  setup base
   if $is_foreground; then
     exec "$here/.venv/bin/agentfs" mount "${flags[@]}" "${words[@]}" --foreground
   fi

@@ -53,7 +53,7 @@ find_python() {
 
 has_header() { "$python" -c 'import os, sysconfig as s; os.stat(s.get_path("include") + "/Python.h")' 2>/dev/null; }
 
-# The packages that Python and, with level fuse or dev, building pyfuse3 need.
+# The packages that Python and, with level dev, fusermount3 and building pyfuse3 need.
 install_packages() {
   find_python
   if [ -z "$python" ]; then
@@ -85,7 +85,7 @@ package_of() {
   fi
 }
 
-rank() { case $1 in dev) echo 3 ;; fuse) echo 2 ;; *) echo 1 ;; esac; }
+rank() { case $1 in dev) echo 2 ;; *) echo 1 ;; esac; }
 lock_of() { case $1 in base) echo requirements.lock ;; *) echo "requirements-$1.lock" ;; esac; }
 
 # What an environment is made from: it is stale when this changes.
@@ -98,7 +98,7 @@ is_ready() {
     [ -x "$here/.venv/bin/agentfs" ]
 }
 
-# Make .venv hold level base (no FUSE), fuse, or dev; nothing to do when it does already.
+# Make .venv hold level base or dev; nothing to do when it does already.
 # One at a time: the lock is on the checkout itself and is let go before anything is started.
 setup() {
   is_ready "$1" && return

@@ -36,6 +36,7 @@ Url = Annotated[str, msgspec.Meta(pattern=r"^(https?://[^/@?#\s\x00]+(/[^?#\s\x0
 Store = Literal["sqlite", "memory"]
 Keeping = Literal["process", "inline"]
 Keys = Literal["sealed", "memory", "keyring"]
+Fuse = Literal["auto", "wire", "pyfuse3"]
 Level = Literal["debug", "info", "warning", "error"]
 
 
@@ -92,6 +93,7 @@ class Config:
     mount: Path | None
     listen: str = "127.0.0.1:8080"
     fuse: bool = True
+    fuse_binding: Fuse = "auto"
     store: Store = "sqlite"
     keeper: Keeping = "process"
     keys: Keys = "sealed"
@@ -134,6 +136,7 @@ def _declared() -> Iterator[Option]:
     yield Option("mount", Text, None, "where the tree is mounted")
     yield Option("listen", Listen, "127.0.0.1:8080", "HOST:PORT of the HTTP face")
     yield Option("fuse", bool, True, "serve a mount beside HTTP")
+    yield Option("fuse_binding", Fuse, "auto", "what speaks with the kernel: wire (ours), pyfuse3, or what works")
     yield Option("store", Store, "sqlite", "store provider; memory forgets everything at exit")
     yield Option("keeper", Keeping, "process", "who holds the keys: a process of its own, or inline, to develop")
     yield Option("keys", Keys, "sealed", "what opens them: file or passphrase, the OS keyring; memory forgets at exit")

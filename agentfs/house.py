@@ -79,5 +79,5 @@ def build(
     root.mount(Agents(register.table(), spaces.office), Path("agents"), name="agents")
     root.mount(Agents(register.views(), own), Path("views"), name="views")
     root.mount(runtime(engine, config), Path("runtime"), name="runtime")
-    doors.mount(Agents(register.doors(), spaces.door), Path("agents"), name="agents")
+    doors.mount(Agents(register.doors(), spaces.door, lasts=False), Path("agents"), name="agents")
     return House(root, doors, spaces), spaces

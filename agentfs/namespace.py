@@ -53,7 +53,7 @@ def _number(member: str, number: int) -> int:
 def _own(st: Stat, way: Way, name: str) -> Stat:
     """*st* with a number of its own among all members, under the name it was asked for."""
     qid = Qid(_number(way.label, st.qid.path), st.qid.version)
-    return Stat(name, st.mode, st.size, st.mtime_ns, qid, st.kind)
+    return Stat(name, st.mode, st.size, st.mtime_ns, qid, st.kind, st.until, st.named, st.lists)
 
 
 class Namespace(FileService):
@@ -257,7 +257,7 @@ class Namespace(FileService):
             except (FileNotFoundError, NotADirectoryError):
                 continue
             mode |= st.mode & 0o777 if st.is_dir else 0
-        return msgspec.structs.replace(first, mode=mode)
+        return msgspec.structs.replace(first, mode=mode, lists=False)
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
         _, node, ways = self._place(path)
@@ -363,4 +363,5 @@ def _checked(path: Path) -> Path:
 
 
 def _synthetic(path: Path) -> Stat:
-    return Stat(split(path)[1], _stat.S_IFDIR | 0o555, qid=Qid(_number("synthetic:" + path, 0)), kind=Kind.DIR)
+    number = _number("synthetic:" + path, 0)
+    return Stat(split(path)[1], _stat.S_IFDIR | 0o555, qid=Qid(number), kind=Kind.DIR, until=(), named=(), lists=True)

@@ -30,6 +30,7 @@ from agentfs.engine.journal import hash_of
 from agentfs.engine.settings import InlineProgram, LlmProgram, Settings, parse_settings
 from agentfs.engine.warm import Run
 from agentfs.errors import only
+from agentfs.faces.fuse.mount import serve as serve_mount
 from agentfs.faces.http import Face, app, serve
 from agentfs.house import build
 from agentfs.ports import Clock, Signer, Store
@@ -259,8 +260,6 @@ class Runtime:
     async def _mount(
         self, at: FsPath, scope: trio.CancelScope, task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        from agentfs.faces.fuse.mount import serve as serve_mount  # an extra: only a mount needs libfuse
-
         async def usage() -> tuple[int, int]:
             used, free = await self._store.usage()
             return used, used + free
@@ -268,7 +267,10 @@ class Runtime:
         with scope:
             service = self._tree.attach(Principal("operator"))
             whose = boxes.owner()
-            await serve_mount(service, at, usage=usage, lent=(whose.uid, whose.gid), task_status=task_status)
+            await serve_mount(
+                service, at, usage=usage, lent=(whose.uid, whose.gid), binding=self.config.fuse_binding,
+                changes=self.engine.core.versions.telling, task_status=task_status,
+            )  # fmt: skip
         if not scope.cancelled_caught and self._missing is None:
             log.warning("unmounted from outside: stopping")
             os.kill(os.getpid(), signal.SIGTERM)

@@ -67,6 +67,14 @@ class FileHandle(ABC):
         """Size of this handle's snapshot in bytes, or None where it has none."""
         return None
 
+    @property
+    def descriptor(self) -> int | None:
+        """A descriptor of the file of this machine that every read here is one of; None where reads are ours alone.
+
+        A face may read from it by itself, as long as this handle is open.
+        """
+        return None
+
     async def __aenter__(self) -> Self:
         return self
 

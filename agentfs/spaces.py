@@ -124,13 +124,13 @@ class Room:
         self._built = {service.name: service.build(scope) for service in mounts.services.values()}
         for service in mounts.services.values():
             grant = Grant("budgeted" if service.needs_budget else "read_write")
-            granted = self._grant(service.name, grant)
+            granted = self._grant(service.name, grant, Lease(stays=True))
             self.office.mount(granted, Path(service.at), Bind.AFTER, name=service.name)
 
     def _report(self, path: Path, exc: OSError) -> None:
         self._engine.note_error(self.agent, path, exc)
 
-    def _grant(self, name: str, grant: Grant) -> Granted:
+    def _grant(self, name: str, grant: Grant, lease: Lease) -> Granted:
         at = Path(self._mounts.services[name].at)
 
         async def pay(principal: Principal) -> Purse:
@@ -140,7 +140,7 @@ class Room:
             return Confirmer(self._engine.money.approvals, self.agent, principal, at, grant.confirm)
 
         bucket = Bucket(grant.rate, self._engine.core.clock) if grant.rate else None
-        return Granted(self._built[name], grant, Lease(), bucket, pay, hold)
+        return Granted(self._built[name], grant, lease, bucket, pay, hold)
 
     def seen_by(self, principal: Principal, space: Namespace) -> Namespace:
         """*space*, which is one of this room's, as *principal* sees it; the most recent ones are kept."""
@@ -184,7 +184,7 @@ class Room:
         def resolve(name: str, options: tuple[str, ...]) -> Granted:
             key = (name, options)
             if key not in kept:
-                kept[key] = self._granted.get(key) or self._grant(name, self._mounts.grant_of(name, options))
+                kept[key] = self._granted.get(key) or self._grant(name, self._mounts.grant_of(name, options), Lease())
             return kept[key]
 
         try:

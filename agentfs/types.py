@@ -15,7 +15,7 @@ from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Final, NewType, Protocol
+from typing import Final, NewType, Protocol, TypeAlias
 
 import msgspec
 
@@ -25,6 +25,12 @@ Path = NewType("Path", str)
 """Unrooted, clean, slash-separated; the empty string is the root of a service."""
 
 AgentId = NewType("AgentId", str)
+
+Facet: TypeAlias = tuple[str, str]
+"""Something of an agent that changes as one, such as all rows of a table: agent ("" for none in particular), name."""
+
+AGENTS: Final[Facet] = ("", "agents")
+"""Which agents there are, and how each is set up."""
 
 ROOT: Final = Path("")
 PATH_MAX: Final = 4096
@@ -207,7 +213,11 @@ class Qid(msgspec.Struct, frozen=True):
 
 
 class Stat(msgspec.Struct, frozen=True):
-    """What a directory entry says of a file. ``mode`` holds type and permission bits, ``size`` bytes (advisory)."""
+    """What a directory entry says of a file. ``mode`` holds type and permission bits, ``size`` bytes (advisory).
+
+    ``until``: what is said here holds until one of these facets changes, ``named``: that it is there, and the same
+    file; None: who knows. ``lists``: ``until`` goes for the names in this directory too, and they move ``mtime_ns``.
+    """
 
     name: str
     mode: int
@@ -215,6 +225,9 @@ class Stat(msgspec.Struct, frozen=True):
     mtime_ns: int = 0
     qid: Qid = Qid()
     kind: Kind = Kind.FILE
+    until: tuple[Facet, ...] | None = None
+    named: tuple[Facet, ...] | None = None
+    lists: bool = False
 
     @property
     def is_dir(self) -> bool:

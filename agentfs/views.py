@@ -21,7 +21,10 @@ _WRITES: Final = Mode.WRITE | Mode.TRUNCATE | Mode.APPEND
 
 
 class ViewHandle(FileHandle):
-    """Forwards every method to the handle it was given; views subclass it."""
+    """Forwards every method to the handle it was given; views subclass it.
+
+    One whose reads do more must hide the descriptor: who reads from that goes around them.
+    """
 
     def __init__(self, handle: FileHandle) -> None:
         self._handle = handle
@@ -56,6 +59,10 @@ class ViewHandle(FileHandle):
     @property
     def size(self) -> int | None:
         return self._handle.size
+
+    @property
+    def descriptor(self) -> int | None:
+        return self._handle.descriptor
 
 
 class View(FileService):

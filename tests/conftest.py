@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import fake_openai
+import fusemount
 import pytest
 import trio
 from dockerkit import Engine, an_engine
@@ -36,6 +37,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
 
 
+BINDINGS = {"fuse": "wire", "pyfuse3": "pyfuse3"}
+"""Drivers by a mount, and what speaks with the kernel for each."""
+
+
 @pytest.fixture
 def clock() -> ManualClock:
     return ManualClock()
@@ -62,16 +67,25 @@ async def driver(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         if name == "in-process":
             yield await stack.enter_async_context(in_process(store, tmp_path))
             return
-        runtime = Runtime(store, tmp_path, fuse=name == "fuse")
+        settings = [f"fuse_binding={BINDINGS[name]}"] if name in BINDINGS else []
+        runtime = Runtime(store, tmp_path, fuse=name in BINDINGS, settings=settings)
         await trio.to_thread.run_sync(runtime.start)
         try:
-            way = runtime.fuse() if name == "fuse" else runtime.http()
+            way = runtime.fuse() if name in BINDINGS else runtime.http()
             yield await stack.enter_async_context(way)
             await stack.aclose()
         finally:
             with trio.CancelScope(shield=True):
                 assert await trio.to_thread.run_sync(runtime.stop) == 0, runtime.log.read_text()[-2000:]
         assert '"level":"error"' not in runtime.log.read_text(), runtime.log.read_text()[-4000:]
+
+
+@pytest.fixture(scope="module", params=["wire", "pyfuse3"])
+def binding(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Everything that is mounted in a module that uses this is so by each binding in turn."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(fusemount.BINDING, request.param)
+        yield request.param
 
 
 @pytest.fixture(scope="session")

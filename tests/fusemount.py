@@ -25,6 +25,7 @@ from agentfs.faces.fuse.mount import serve
 
 TESTS = Path(__file__).parent
 TIMEOUT_S = 20
+BINDING = "FUSEMOUNT_BINDING"
 
 
 class Mount:
@@ -186,7 +187,8 @@ async def run(args: argparse.Namespace) -> None:
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_when_told, nursery)
         async with trio.open_nursery() as inner:
-            await inner.start(partial(serve, service, args.at, usage=usage, max_blocked=args.max_blocked))
+            options = {"usage": usage, "max_blocked": args.max_blocked, "binding": args.binding}
+            await inner.start(partial(serve, service, args.at, **options))
             os.write(1, b"serving\n")
             if args.busy:
                 nursery.start_soon(busy)
@@ -197,6 +199,7 @@ def main() -> None:
     """The child's command line."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--max-blocked", type=int, default=4096)
+    parser.add_argument("--binding", default=os.environ.get(BINDING, "auto"))
     parser.add_argument("--busy", action="store_true", help="keep the loop busy and say so")
     parser.add_argument("spec")
     parser.add_argument("at")

@@ -67,6 +67,14 @@ async def test_every_registered_service(driver: Driver) -> None:
         assert (service.at or {"mail": "inbox"}.get(service.name, service.name)) in tops, service.name
 
 
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("driver", ["pyfuse3-memory"], indirect=True)
+async def test_the_other_binding(driver: Driver) -> None:
+    agent = await driver.agent("subject")
+    found = await violations(bench_of(agent, driver))
+    assert found == [], "\n".join(found)
+
+
 async def test_envelope_idempotency(driver: Driver) -> None:
     """The same id twice is one message; with another body it is refused, and nothing is lost."""
     agent = await driver.agent("twice")
@@ -183,9 +191,9 @@ async def test_golden_transcripts(driver: Driver, transcript: FsPath) -> None:
     assert await Player(await driver.agent("golden")).play(text) == []
 
 
-@pytest.mark.parametrize("store", STORES)
-def test_posix_by_path_only(tmp_path: FsPath, store: str) -> None:
-    runtime = Runtime(store, tmp_path)
+@pytest.mark.parametrize(("store", "binding"), [("memory", "pyfuse3"), *((store, "wire") for store in STORES)])
+def test_posix_by_path_only(tmp_path: FsPath, store: str, binding: str) -> None:
+    runtime = Runtime(store, tmp_path, settings=[f"fuse_binding={binding}"])
     runtime.start()
     try:
         (runtime.place / "agents/posix").mkdir()

@@ -10,9 +10,11 @@ import pytest
 from fusemount import Mount, mounted
 from fusescratch import SCRATCH
 
+pytestmark = pytest.mark.usefixtures("binding")
+
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
+def shared(binding: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Mount]:
     """One mount for the tests that leave it as it was, or nearly so."""
     with mounted(SCRATCH, tmp_path_factory.mktemp("fuse") / "m") as mount:
         yield mount

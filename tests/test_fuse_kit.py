@@ -15,6 +15,8 @@ from agentfs.providers.clock import SystemClock
 from agentfs.record import RingLog
 from agentfs.tree import At, Call, Ctl, Data, Dir, Entry, File, Info, Queue, Stream, Tree
 
+pytestmark = pytest.mark.usefixtures("binding")
+
 
 class Kit:
     """One of each kind; the queue and the ctl append to the log."""

@@ -12,6 +12,8 @@ import pytest
 from fusemount import Mount, ends, follow, mounted
 from fusescratch import SCRATCH
 
+pytestmark = pytest.mark.usefixtures("binding")
+
 
 def test_sigterm_unmounts_with_readers_blocked_and_files_open(tmp_path: Path) -> None:
     with mounted(SCRATCH, tmp_path / "m") as mount:

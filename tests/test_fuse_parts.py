@@ -11,8 +11,9 @@ import trio
 import trio.testing
 from fusescratch import Scratch
 
+from agentfs.faces.fuse.answers import Attr
 from agentfs.faces.fuse.blocked import Blocked, Opener
-from agentfs.faces.fuse.core import Attr, Core
+from agentfs.faces.fuse.core import Core
 from agentfs.faces.fuse.inodes import ROOT_INO, Inodes
 from agentfs.faces.fuse.listing import PAGE, Listing
 from agentfs.types import ROOT, Qid, Stat
@@ -60,7 +61,7 @@ async def test_listing_pages_and_seeks() -> None:
     listing = Listing(Scratch(), FilePath("big"))
 
     async def name(index: int) -> str:
-        page = await listing.at(index)
+        page, _ = await listing.at(index)
         return page[0].name if page else ""
 
     order = [0, 1, PAGE - 1, PAGE, PAGE - 1, 3 * PAGE + 5, 2 * PAGE, 17, 9999, 10_000, 0]
@@ -69,25 +70,30 @@ async def test_listing_pages_and_seeks() -> None:
 
 async def test_core_refuses_unknown_numbers() -> None:
     core = Core(Scratch())
-    for call in (core.read(5, 1, 0), core.write(5, b"", 0), core.flush(5), core.readdir(5, 0, lambda *a: True)):
+    for call in (
+        core.read(5, 1, 0),
+        core.write(5, b"", 0),
+        core.flush(5),
+        core.directories.read(5, 0, lambda *a: True),
+    ):
         with pytest.raises(OSError, match="no open"):
             await call
     await core.release(5)
-    core.releasedir(5)
+    core.directories.close(5)
     with pytest.raises(OSError, match="removed or replaced"):
         await core.getattr(5)
 
 
 async def test_entries_that_do_not_fit_are_not_counted() -> None:
     core = Core(Scratch())
-    fh = await core.opendir(ROOT_INO, 1)
+    fh = (await core.directories.open(ROOT_INO, 1)).fh
     taken: list[int] = []
 
     def emit(name: bytes, attr: Attr, index: int) -> bool:
         taken.append(attr.ino)
         return len(taken) < 4
 
-    await core.readdir(fh, 0, emit)
+    await core.directories.read(fh, 0, emit)
     assert len(core.inodes) == 1 + 3
     for ino in taken[:3]:
         core.forget(ino, 1)
@@ -97,7 +103,7 @@ async def test_entries_that_do_not_fit_are_not_counted() -> None:
 async def test_closing_wakes_a_blocked_read(autojump_clock: trio.testing.MockClock) -> None:
     core = Core(Scratch())
     attr = await core.lookup(ROOT_INO, b"log@follow")
-    fh = await core.open(attr.ino, os.O_RDONLY, os.getpid())
+    fh = (await core.open(attr.ino, os.O_RDONLY, os.getpid())).fh
     async with trio.open_nursery() as nursery:
         nursery.start_soon(ends_with, "closed", core.read, fh, 10, 0)
         await trio.testing.wait_all_tasks_blocked()

@@ -20,6 +20,8 @@ from agentfs.faces.http import app, serve
 from agentfs.limits import Limits
 from agentfs.types import OPERATOR
 
+pytestmark = pytest.mark.usefixtures("binding")
+
 HERE = FsPath(__file__).parent.parent
 LIMITS = Limits(handles=16)
 

@@ -119,7 +119,7 @@ def test_tests_are_never_skipped() -> None:
 
 def test_lock_files_name_no_place() -> None:
     locks = sorted((HERE / ".ci").glob("requirements*.lock"))
-    assert len(locks) == 3
+    assert len(locks) == 2
     for lock in locks:
         text = lock.read_text()
         assert "://" not in text

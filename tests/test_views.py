@@ -66,6 +66,11 @@ class Notes(FileHandle):
         self.calls.append(("size",))
         return 42
 
+    @property
+    def descriptor(self) -> int | None:
+        self.calls.append(("descriptor",))
+        return 3
+
 
 class Book(DictService):
     """A service that notes every call with its arguments, and gives `Notes` as handles."""
@@ -150,10 +155,11 @@ async def test_handles_forward_everything(wrap: type[ViewHandle]) -> None:
     assert handle.is_ready() is False
     await handle.wait_ready()
     assert handle.size == 42
+    assert handle.descriptor == 3
     await handle.aclose()
     assert notes.calls == [
         ("read", 3, 4), ("write", b"data", 9), ("truncate", 2), ("flush", True), ("discard",), ("next",),
-        ("is_ready",), ("wait_ready",), ("size",), ("aclose",),
+        ("is_ready",), ("wait_ready",), ("size",), ("descriptor",), ("aclose",),
     ]  # fmt: skip
     assert {str(call[0]) for call in notes.calls} == public(FileHandle)
 

@@ -19,6 +19,7 @@ from agentfs.cli import ca, keys, mounts, phrase, process, remote, show
 from agentfs.cli.options import (
     ConfigFile,
     Fuse,
+    FuseBinding,
     Given,
     Link,
     Listen,
@@ -75,11 +76,11 @@ def init(state: State = None) -> None:
 def serve(
     state: State = None, mount: Mount = None, listen: Listen = None, fuse: Fuse = None, store: Store = None,
     tls_cert: TlsCert = None, tls_key: TlsKey = None, tls_client_ca: TlsClientCa = None,
-    config: ConfigFile = None, settings: Settings = None,
+    config: ConfigFile = None, settings: Settings = None, fuse_binding: FuseBinding = None,
 ) -> None:  # fmt: skip
     """Run the runtime in the foreground until SIGTERM or SIGINT."""
-    tls = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
-    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store, **tls)
+    more = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca, "fuse_binding": fuse_binding}
+    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store, **more)
     chosen = given.load().config
     home = StateDir(chosen.state)
     home.prepare()
@@ -97,6 +98,7 @@ def serve(
 def serve_token(
     url: Annotated[str, typer.Option("--url")],
     mount: Annotated[Path, typer.Option("--mount")],
+    fuse_binding: Annotated[str, typer.Option("--fuse-binding")] = "auto",
     ca: Annotated[Path | None, typer.Option("--ca")] = None,
     cert: Annotated[Path | None, typer.Option("--cert")] = None,
     key: Annotated[Path | None, typer.Option("--key")] = None,
@@ -104,7 +106,7 @@ def serve_token(
     """Serve what the token on standard input opens at a URL."""
     from agentfs.cli.opened import serve  # here: no other command waits for what a client needs
 
-    serve(url, mount, Trust(ca, cert, key))
+    serve(url, mount, Trust(ca, cert, key), fuse_binding)
 
 
 def _run(config: Config) -> None:
@@ -129,6 +131,7 @@ def mount_command(
     state: State = None, mount: Mount = None, listen: Listen = None, fuse: Fuse = None, store: Store = None,
     config: ConfigFile = None, settings: Settings = None, link: Link = None, token: Token = None, url: Url = None,
     tls_cert: TlsCert = None, tls_key: TlsKey = None, tls_client_ca: TlsClientCa = None,
+    fuse_binding: FuseBinding = None,
     agent: Annotated[str | None, typer.Option("--agent", help="Create this agent if it is absent.")] = None,
     wait: Annotated[float, typer.Option("--wait", help="Seconds until it must be ready.")] = 60.0,
     foreground: Annotated[bool, typer.Option("--foreground", help="Stay until the runtime or mount ends.")] = False,
@@ -138,7 +141,8 @@ def mount_command(
     With --token start none: mount what that token opens on one that runs, here or at --url.
     """
     tls = {"tls_cert": tls_cert, "tls_key": tls_key, "tls_client_ca": tls_client_ca}
-    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store, **tls)
+    flags = tls | {"fuse_binding": fuse_binding}
+    given = Given(config, settings, state=state, mount=mount, listen=listen, fuse=fuse, store=store, **flags)
     opened = remote.wanted(url, token, os.environ)
     with Foreground() if foreground else contextlib.nullcontext() as front:
         if opened is not None:

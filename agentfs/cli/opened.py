@@ -15,6 +15,7 @@ from agentfs import logline
 from agentfs.cli.remote import SUBTYPE
 from agentfs.client import Trust
 from agentfs.errors import only
+from agentfs.faces.fuse.mount import serve as serve_mount
 from agentfs.providers.remote import RemoteService
 from agentfs.types import ROOT
 
@@ -29,21 +30,19 @@ async def _check(url: str, token: str, trust: Trust) -> None:
         await service.stat(ROOT)
 
 
-def serve(url: str, place: Path, trust: Trust) -> None:
+def serve(url: str, place: Path, trust: Trust, binding: str) -> None:
     """Serve the mount, with the token that is on standard input, until it is taken off or SIGTERM or SIGINT comes."""
     logline.configure("info")
     try:
-        trio.run(_serve, url, sys.stdin.readline().strip(), place, trust)
+        trio.run(_serve, url, sys.stdin.readline().strip(), place, trust, binding)
     except BaseExceptionGroup as group:
         raise only(group) from group
 
 
-async def _serve(url: str, token: str, place: Path, trust: Trust) -> None:
-    from agentfs.faces.fuse.mount import serve as serve_mount  # an extra: only a mount needs libfuse
-
+async def _serve(url: str, token: str, place: Path, trust: Trust, binding: str) -> None:
     async with RemoteService(url, token, trust=trust) as service, trio.open_nursery() as nursery:
         nursery.start_soon(_end, nursery.cancel_scope)
-        await serve_mount(service, place, subtype=SUBTYPE)
+        await serve_mount(service, place, subtype=SUBTYPE, binding=binding)
         nursery.cancel_scope.cancel()
 
 

@@ -21,6 +21,9 @@ State = Annotated[str | None, typer.Option("--state", metavar="DIR", help="State
 Mount = Annotated[str | None, typer.Option("--mount", metavar="DIR", help="Mount the tree exactly here.")]
 Listen = Annotated[str | None, typer.Option("--listen", metavar="HOST:PORT", help="Where HTTP is served.")]
 Fuse = Annotated[bool | None, typer.Option("--fuse/--no-fuse", help="Serve a mount beside HTTP.")]
+FuseBinding = Annotated[
+    str | None, typer.Option("--fuse-binding", metavar="auto|wire|pyfuse3", help="What speaks with the kernel.")
+]
 Store = Annotated[str | None, typer.Option("--store", metavar="sqlite|memory", help="Store provider.")]
 TlsCert = Annotated[str | None, typer.Option("--tls-cert", metavar="FILE", help="Serve HTTPS only, as this PEM says.")]
 TlsKey = Annotated[str | None, typer.Option("--tls-key", metavar="FILE", help="The private key of --tls-cert.")]

@@ -38,6 +38,7 @@ class Share:
     patience: float = 60.0
     foreground: Foreground | None = None
     trust: Trust = field(default_factory=Trust)
+    binding: str = "auto"
 
 
 def wanted(url: str | None, token: str | None, env: Mapping[str, str]) -> str | None:
@@ -65,7 +66,8 @@ def shared(
     if url is None and running is None:
         raise error(errno.ENOENT, str(state.runtime), "no runtime has this state directory; name one with --url")
     trust = found(os.environ, None if url else state.ca)
-    return Share(url or (running.url if running else ""), token, config.mount, state, patience, foreground, trust)
+    at = url or (running.url if running else "")
+    return Share(at, token, config.mount, state, patience, foreground, trust, config.fuse_binding)
 
 
 def start(share: Share, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
@@ -86,6 +88,7 @@ def start(share: Share, say: Callable[[str], None]) -> subprocess.Popen[bytes]:
 
 def _spawn(share: Share) -> tuple[subprocess.Popen[bytes], int | None]:
     command = [sys.executable, "-m", "agentfs.cli", "serve-token", f"--url={share.url}", f"--mount={share.place}"]
+    command.append(f"--fuse-binding={share.binding}")
     named = {"ca": share.trust.ca, "cert": share.trust.cert, "key": share.trust.key}
     command += [f"--{name}={file}" for name, file in named.items() if file]
     told, telling = os.pipe()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Final, TypeVar
 
 import anyio
@@ -14,7 +15,7 @@ from agentfs.limits import Limits
 from agentfs.ports import Append, Change, Clock, Committed, Store, Unit
 from agentfs.record import RingLog
 from agentfs.rows import Row
-from agentfs.types import Record, new_id, rfc3339
+from agentfs.types import Facet, Record, new_id, rfc3339
 
 R = TypeVar("R", bound=Row)
 _VERSIONS_HELD = 65_536
@@ -29,6 +30,7 @@ class Versions:
         self._clock = clock
         self._last = self._floor = clock.now_ns()
         self._at: OrderedDict[tuple[str, str], int] = OrderedDict()
+        self._told: list[Callable[[Facet], None]] = []
 
     def bump(self, agent: str, facet: str) -> None:
         """*facet* of *agent* changed now."""
@@ -37,6 +39,17 @@ class Versions:
         self._at.move_to_end((agent, facet))
         if len(self._at) > _VERSIONS_HELD:
             self._floor = self._at.popitem(last=False)[1]
+        for tell in self._told:
+            tell((agent, facet))
+
+    @contextmanager
+    def telling(self, tell: Callable[[Facet], None]) -> Iterator[None]:
+        """For the body: *tell* is called at each change with its facet, before whoever made it goes on."""
+        self._told.append(tell)
+        try:
+            yield
+        finally:
+            self._told.remove(tell)
 
     def of(self, agent: str, *facets: str) -> int:
         """The latest change of any of *facets*."""

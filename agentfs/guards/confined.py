@@ -97,7 +97,7 @@ class Confined(View):
         else:
             can_read, can_write = allows(self._caveats, path, READ), allows(self._caveats, path, WRITE)
             mode &= ~(0 if can_read or (can_write and st.kind in _ANSWERS) else 0o444) & ~(0 if can_write else 0o222)
-        return replace(st, mode=mode)
+        return replace(st, mode=mode, until=None, named=None, lists=False)  # what it is allowed ends at any time
 
     async def stat(self, path: Path) -> Stat:
         self._check(path)

@@ -18,10 +18,10 @@ T = TypeVar("T")
 
 
 class Lease:
-    """A grant that can be taken back."""
+    """A grant that can be taken back, unless it *stays*."""
 
-    def __init__(self, reason: str = "this mount is no longer granted") -> None:
-        self.is_revoked, self._reason = False, reason
+    def __init__(self, reason: str = "this mount is no longer granted", *, stays: bool = False) -> None:
+        self.is_revoked, self._reason, self.stays = False, reason, stays
         self._handles: set[LeasedHandle] = set()
 
     def check(self, path: Path) -> None:
@@ -58,6 +58,10 @@ class LeasedHandle(ViewHandle):
         for lease in leases:
             lease.check(path)  # it may have been revoked while the file was being opened
             lease.hold(self)
+
+    @property
+    def descriptor(self) -> int | None:
+        return self._handle.descriptor if all(lease.stays for lease in self._leases) else None
 
     async def cut(self) -> None:
         """End what is under way; nothing more is committed."""

@@ -23,7 +23,7 @@ from agentfs.guards.confined import is_below
 from agentfs.rows import AgentRow
 from agentfs.service import FileHandle, FileService
 from agentfs.tree import At, Call, Dir, Entry, Info, Tree
-from agentfs.types import NO_WANT, OPERATOR, ROOT, Caveat, Mode, Path, Principal, Qid, Stat, Want
+from agentfs.types import AGENTS, NO_WANT, OPERATOR, ROOT, Caveat, Mode, Path, Principal, Qid, Stat, Want
 
 _USAGE = 'write {"name":"NAME","program":{"kind":"exec","argv":["PROGRAM"]}} and read {"id":...,"pubkey":...}\n'
 
@@ -68,6 +68,11 @@ class Register:
         """Remove a terminated agent."""
         await self._engine.remove(at["id"])
 
+    async def info(self, at: At) -> Info:
+        """When there was another agent last, or one was set up otherwise."""
+        version = self._engine.core.versions.of(*AGENTS)
+        return Info(version, 0, version, (AGENTS,))
+
     async def has(self, at: At, key: str) -> bool:
         """Whether there is such an agent."""
         return await self._engine.core.store.get(AgentRow, key) is not None
@@ -93,11 +98,14 @@ class Register:
         """The operator's directory of all agents."""
         agent = Dir(name="{id}", remove=self.rmdir, is_protected=self.is_protected, operator=True)
         new = Call(name="new", answer=self.new, usage=_USAGE, operator=True)
-        return Dir(entries=[new], each=agent, has=self.has, keys=self.keys, mkdir=self.mkdir, operator=True)
+        return Dir(
+            entries=[new], each=agent, has=self.has, keys=self.keys, mkdir=self.mkdir, info=self.info, operator=True
+        )
 
     def views(self) -> Dir:
         """A fixed directory of all agents."""
-        return Dir(each=Dir(name="{id}", is_protected=self.is_protected), has=self.has, keys=self.keys)
+        agent = Dir(name="{id}", is_protected=self.is_protected)
+        return Dir(each=agent, has=self.has, keys=self.keys, info=self.info)
 
     def doors(self) -> Dir:
         """A fixed directory of the agents that let in who asks."""
@@ -105,16 +113,20 @@ class Register:
 
 
 class Agents(FileService):
-    """The directory *table*, and below it for each agent what *space* gives for it and whoever is attached."""
+    """The directory *table*, and below it for each agent what *space* gives for it and whoever is attached.
+
+    *lasts*: only a change of agents' rows changes who is listed.
+    """
 
     def __init__(
-        self, table: Dir, space: Callable[[str, Principal], FileService], principal: Principal = OPERATOR
-    ) -> None:
-        self._table, self._space, self._principal = table, space, principal
+        self, table: Dir, space: Callable[[str, Principal], FileService], principal: Principal = OPERATOR,
+        *, lasts: bool = True,
+    ) -> None:  # fmt: skip
+        self._table, self._space, self._principal, self._lasts = table, space, principal, lasts
         self._top = Tree(root=table).attach(principal)
 
     def attach(self, principal: Principal) -> Agents:
-        return Agents(self._table, self._space, principal)
+        return Agents(self._table, self._space, principal, lasts=self._lasts)
 
     async def _below(self, path: Path) -> tuple[FileService, str, Path] | None:
         """The namespace that *path* leads into, its agent and the path there; None at the top."""
@@ -128,7 +140,9 @@ class Agents(FileService):
     async def stat(self, path: Path) -> Stat:
         below = await self._below(path)
         if below is None or not below[2]:
-            return await self._top.stat(path)
+            st = await self._top.stat(path)
+            until = (AGENTS,) if st.is_dir and self._lasts else None
+            return msgspec.structs.replace(st, until=until, named=until, lists=path == ROOT and self._lasts)
         space, agent, rest = below
         return _own(await space.stat(rest), agent)
 
@@ -203,4 +217,6 @@ def _number(agent: str, number: int) -> int:
 def _own(st: Stat, agent: str) -> Stat:
     """*st* with a number that no other agent's file has."""
     qid = Qid(_number(agent, st.qid.path), st.qid.version)
-    return Stat(st.name, st.mode, st.size, st.mtime_ns, qid, st.kind)
+    until = None if st.until is None else (*st.until, AGENTS)
+    named = None if st.named is None else (*st.named, AGENTS)
+    return Stat(st.name, st.mode, st.size, st.mtime_ns, qid, st.kind, until, named, st.lists)

@@ -24,9 +24,11 @@ def status(scope: Scope) -> Tree:
         budget = {service: await account.usage() for service, account in accounts.items()}
         return document({**await engine.status(scope.agent), "budget": budget})
 
+    until = tuple((scope.agent, facet) for facet in _FACETS)
+
     async def info(at: At) -> Info:
         version = scope.engine.core.versions.of(scope.agent, *_FACETS)
-        return Info(version, 0, version)
+        return Info(version, 0, version, until)
 
     return scope.tree(File(name="status", read=read, info=info))
 

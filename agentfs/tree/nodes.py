@@ -15,7 +15,7 @@ import msgspec
 
 from agentfs.record import Log
 from agentfs.service import FileService
-from agentfs.types import NO_WANT, OPERATOR, Kind, Path, Principal, Want
+from agentfs.types import NO_WANT, OPERATOR, Facet, Kind, Path, Principal, Want
 
 
 class At(msgspec.Struct, frozen=True):
@@ -31,11 +31,15 @@ class At(msgspec.Struct, frozen=True):
 
 
 class Info(msgspec.Struct, frozen=True):
-    """What the author knows cheaply of a file: ``version`` rises with every change, ``size`` in bytes (0: unknown)."""
+    """What the author knows cheaply of a file: ``version`` rises with every change, ``size`` in bytes (0: unknown).
+
+    ``until``: the facets without a change of which all this stays as it is, and the file there; None: who knows.
+    """
 
     version: int = 0
     size: int = 0
     mtime_ns: int = 0
+    until: tuple[Facet, ...] | None = None
 
 
 class Entry(msgspec.Struct, frozen=True):
@@ -197,7 +201,8 @@ class Dir:
     ``has(at, key)`` answers a walk; ``keys(at, after, limit)`` gives listing entries whose names sort behind the name
     ``after``, in order of names. ``create(at)`` may refuse a new name (the file appears when its document is
     written, or at once if ``create`` makes it), ``rename(old, new)`` moves a key of this directory within the tree.
-    ``is_protected``: a walk that removes what it finds (``rm -r``) must not; shown as the sticky bit.
+    ``info``: when the names in it changed last, and until when that is so; without it nobody knows where there is an
+    ``each``. ``is_protected``: a walk that removes what it finds (``rm -r``) must not; shown as the sticky bit.
     """
 
     name: str = ""
@@ -211,6 +216,7 @@ class Dir:
     rename: Callable[[At, At], Awaitable[None]] | None = None
     operator: bool = False
     is_protected: Callable[[At], Awaitable[bool]] | None = None
+    info: Callable[[At], Awaitable[Info]] | None = None
     fixed: Mapping[str, Node] = field(init=False, repr=False)  # the entries by name
     slot: tuple[str, str, str] = field(init=False, repr=False)  # prefix, parameter and suffix of the pattern of each
     kind: ClassVar[Kind] = Kind.DIR

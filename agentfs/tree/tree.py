@@ -170,7 +170,10 @@ class Tree(Selective, FileService):
             return await (await graft(node, at)).stat(at.path)
         if isinstance(node, Dir):
             sticky = S_ISVTX if node.is_protected and await node.is_protected(at) else 0
-            return Stat(name, node.mode(self._principal) | sticky, qid=Qid(number), kind=Kind.DIR)
+            fixed, mode = None if at.params else (), node.mode(self._principal) | sticky
+            info = await node.info(at) if node.info else Info(until=fixed)
+            qid, lists = Qid(number, info.version), node.each is None or node.info is not None
+            return Stat(name, mode, 0, info.mtime_ns, qid, Kind.DIR, info.until, fixed, lists)
         if isinstance(node, Stream):
             heads = await (await node.log(at)).heads()
             return self._stat_log(node, at, heads[-1] if heads else None)
@@ -179,7 +182,9 @@ class Tree(Selective, FileService):
         elif info is None and (not self._pending or not await self._is_new(at.path)):
             info = await node.info(at) if node.info else Info()
         info = info or Info()
-        return Stat(name, node.mode(self._principal), info.size, info.mtime_ns, Qid(number, info.version), node.kind)
+        qid = Qid(number, info.version)
+        named = info.until if at.params or at.path in self._scratch else ()
+        return Stat(name, node.mode(self._principal), info.size, info.mtime_ns, qid, node.kind, info.until, named)
 
     def _stat_log(self, node: Stream, at: At, head: LogHead | None) -> Stat:
         name, mode = split(at.path)[1], node.mode(self._principal)

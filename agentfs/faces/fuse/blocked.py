@@ -52,7 +52,7 @@ class Blocked:
     """The registry of waiting reads and its one sweeper. A cancelled read has lost nothing (see `FileHandle`)."""
 
     def __init__(self, limit: int) -> None:
-        self._limit = limit
+        self.limit = limit
         self._reads: set[_Read] = set()
         self._some = trio.Event()
 
@@ -61,8 +61,8 @@ class Blocked:
 
     async def run(self, opener: Opener, read: Callable[[], Awaitable[bytes]]) -> bytes:
         """What *read* gives. EMFILE with too many waiting; EINTR when its reader must see to a signal first."""
-        if len(self._reads) >= self._limit:
-            raise error(errno.EMFILE, detail=f"more than {self._limit} blocked readers")
+        if len(self._reads) >= self.limit:
+            raise error(errno.EMFILE, detail=f"more than {self.limit} blocked readers")
         opener.settle()
         waiting = _Read(opener)
         self._reads.add(waiting)

@@ -12,19 +12,20 @@ import os
 import select
 import stat as _stat
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
 import trio
 
 from agentfs.errors import error
+from agentfs.faces.fuse.answers import Attr, Opened
 from agentfs.faces.fuse.blocked import Blocked, Opener
+from agentfs.faces.fuse.directories import Directories
 from agentfs.faces.fuse.inodes import Inodes, Node
-from agentfs.faces.fuse.listing import Listing
 from agentfs.faces.fuse.owners import Owners, shown
 from agentfs.service import FileHandle, FileService
-from agentfs.types import Mode, Path, Stat, Want, clean, join
+from agentfs.types import Facet, Kind, Mode, Path, Stat, Want, clean, join
 
 log = logging.getLogger(__name__)
 
@@ -33,17 +34,7 @@ Usage: TypeAlias = Callable[[], Awaitable[tuple[int, int]]]
 
 RENAME_NOREPLACE: Final = 1
 _CLOSE_S: Final = 2.0
-
-
-@dataclass(frozen=True, slots=True)
-class Attr:
-    """What the kernel is told of an inode."""
-
-    ino: int
-    mode: int
-    size: int
-    mtime_ns: int
-    owner: tuple[int, int]
+_ALONE: Final = frozenset({Kind.CTL, Kind.CALL, Kind.QUEUE})
 
 
 @dataclass(slots=True, eq=False)
@@ -69,12 +60,23 @@ def _mode_of(flags: int) -> Mode:
 
 
 class Core:
-    """One mounted tree. Every operation may run concurrently with every other; only reads of streams block."""
+    """One mounted tree. Every operation may run concurrently with every other; only reads of streams block.
+
+    *aliases*: each lookup of a file that takes commands gets a number of its own, since the kernel holds a lock for
+    each number while it writes, and a slow command must not hold up the next. Only where numbers and inodes can differ.
+    *keeps*: the kernel may keep what holds ``until`` something changes; `changed` must then be called when it does.
+    """
 
     def __init__(
         self, service: FileService, *, usage: Usage | None = None, max_blocked: int = 4096,
-        lent: tuple[int, int] | None = None,
+        lent: tuple[int, int] | None = None, aliases: bool = False, keeps: bool = False,
     ) -> None:  # fmt: skip
+        self._keeps, self.turn = keeps, 0
+        self._kept: dict[Facet, set[int]] = {}  # whose attributes each change has the kernel forget
+        self._names: set[Facet] = set()  # what has it forget names
+        self._sized: set[int] = set()  # files whose size it may have kept
+        self.recall: Callable[[Collection[int], bool], None] = lambda numbers, names: None  # of a binding that can
+        self.alone = _ALONE if aliases else frozenset()
         self._service, self._usage, self._owners = service, usage, Owners(lent)
         self.inodes = Inodes()
         self.blocked = Blocked(max_blocked)
@@ -82,13 +84,11 @@ class Core:
         self._born_ns = time.time_ns()  # shown for files of which no change is known
         self._open: dict[int, _Open] = {}
         self._open_on: dict[int, dict[int, _Open]] = {}
-        self._listings: dict[int, tuple[Node, Listing]] = {}
-        self._walking: dict[int, tuple[int, Node]] = {}  # open protected directories: thread and node
+        self.directories = Directories(service, self.inodes, self, self._numbers)
 
-    def start(self, nursery: trio.Nursery, is_connected: Callable[[], bool]) -> None:
-        """Begin work: background tasks live in *nursery*; *is_connected* tells whether anybody can be answered."""
+    def start(self, nursery: trio.Nursery) -> None:
+        """Begin work: background tasks live in *nursery*."""
         self._nursery = nursery
-        nursery.start_soon(self.blocked.sweep, is_connected)
 
     # names
 
@@ -97,24 +97,35 @@ class Core:
 
     async def lookup(self, parent: int, name: bytes) -> Attr:
         """Attributes of *name*; counts one lookup. ENOENT."""
-        path = self._child(parent, name)
-        return self._entry(path, await self._service.stat(path))
+        path, turn = self._child(parent, name), self.turn
+        return self._entry(path, await self._service.stat(path), turn)
 
-    def _entry(self, path: Path, stat: Stat) -> Attr:
+    def _entry(self, path: Path, stat: Stat, turn: int) -> Attr:
         node = self.inodes.see(path, stat)
-        attr = self._attr(node, stat)
+        if stat.kind in self.alone:
+            return self.attr(node, stat)._replace(node=self.inodes.alias(node))
         node.lookups += 1
-        return attr
+        return self.told(node, stat, turn)
+
+    def told(self, node: Node, stat: Stat, turn: int) -> Attr:
+        """What the kernel is told of *node*, which at *turn* was what *stat* says, with what it may keep of that."""
+        attr = self.attr(node, stat)
+        if self._keeps and stat.named is not None and turn == self.turn:
+            self._names.update(stat.named)
+            attr = attr._replace(keeps_name=True)
+        return attr._replace(keeps=True) if self.holds(node, stat, turn) else attr
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel dropped *count* lookups."""
         self.inodes.forget(ino, count)
+        self._sized.discard(ino)
 
     async def mkdir(self, parent: int, name: bytes) -> Attr:
         """Make a directory; counts one lookup."""
         path = self._child(parent, name)
         await self._service.mkdir(path)
-        return self._entry(path, await self._service.stat(path))
+        turn = self.turn
+        return self._entry(path, await self._service.stat(path), turn)
 
     async def remove(self, parent: int, name: bytes, tid: int) -> None:
         """Unlink or rmdir: the kernel has checked which. EPERM for a walk (``rm -r``) through a protected directory.
@@ -122,7 +133,7 @@ class Core:
         A directory with the sticky bit is protected: a thread that holds it open may remove nothing below it.
         """
         path = self._child(parent, name)
-        if any(walker == tid and path.startswith(f"{node.path}/") for walker, node in self._walking.values()):
+        if self.directories.is_walked(path, tid):
             raise error(errno.EPERM, path, "a walk must not remove what a living agent holds; remove it by name")
         await self._service.remove(path)
         self.inodes.retire(path)
@@ -137,16 +148,20 @@ class Core:
 
     # attributes
 
-    def _attr(self, node: Node, stat: Stat) -> Attr:
+    def attr(self, node: Node, stat: Stat) -> Attr:
+        """What the kernel is told of *node*, which is what *stat* says."""
         size = stat.size
         for open_ in reversed(self._open_on.get(node.ino, {}).values()):
             snapshot = open_.handle.size
             if snapshot is not None:
                 size = snapshot
                 break
-        return Attr(node.ino, shown(stat.mode), size, stat.mtime_ns or self._born_ns, self._owners.of(node.path))
+        return Attr(
+            node.ino, node.ino, shown(stat.mode), size, stat.mtime_ns or self._born_ns, self._owners.of(node.path)
+        )
 
-    async def _stat(self, node: Node) -> Stat:
+    async def stat(self, node: Node) -> Stat:
+        """What the service says of *node*, wherever it has been moved to meanwhile. ESTALE when it is gone."""
         while True:
             path = node.path
             try:
@@ -164,8 +179,32 @@ class Core:
 
     async def getattr(self, ino: int) -> Attr:
         """Attributes of *ino*. ESTALE when its file is gone."""
-        node = self.inodes.get(ino)
-        return self._attr(node, await self._stat(node))
+        node, turn = self.inodes.get(ino), self.turn
+        stat = await self.stat(node)
+        attr = self.attr(node, stat)
+        return attr._replace(keeps=True) if self.holds(node, stat, turn) else attr
+
+    def holds(self, node: Node, stat: Stat, turn: int) -> bool:
+        """Whether all that *stat* said of *node* at *turn* is so until a change tells; the kernel may then keep it.
+
+        While it is open for reading its size is that of what was opened, which no facet tells.
+        """
+        if not self._keeps or stat.until is None or turn != self.turn or node.ino in self._open_on:
+            return False
+        for facet in stat.until:
+            self._kept.setdefault(facet, set()).add(node.ino)
+        if not stat.is_dir:
+            self._sized.add(node.ino)
+        return True
+
+    def changed(self, facet: Facet) -> None:
+        """From now on the kernel asks anew for what held until *facet* changed."""
+        self.turn += 1
+        kept, names = self._kept.pop(facet, ()), facet in self._names
+        if names:
+            self._names.clear()  # it forgets all of them
+        if kept or names:
+            self.recall(kept, names)
 
     async def setattr(
         self,
@@ -178,15 +217,15 @@ class Core:
     ) -> Attr:
         """Truncate; a mode or owner that is already shown is accepted, any other EPERM; times are ignored."""
         node = self.inodes.get(ino)
-        stat = await self._stat(node)
+        stat = await self.stat(node)
         if mode is not None and (mode ^ shown(stat.mode)) & 0o7777:
             raise error(errno.EPERM, node.path, "the mode says what the file can do and cannot be changed")
         if any(new not in (None, now) for new, now in zip(owner, self._owners.of(node.path), strict=True)):
             raise error(errno.EPERM, node.path, "the owner cannot be changed")
         if size is not None:
             await self._truncate(node, fh, size)
-            stat = await self._stat(node)
-        return self._attr(node, stat)
+            stat = await self.stat(node)
+        return self.attr(node, stat)
 
     async def _truncate(self, node: Node, fh: int | None, size: int) -> None:
         if fh is not None:
@@ -208,19 +247,22 @@ class Core:
             raise error(errno.EBADF, detail=f"no open file {fh}")
         return file
 
-    def _keep(self, node: Node, handle: FileHandle, flags: int, tid: int) -> int:
+    def _keep(self, node: Node, handle: FileHandle, flags: int, tid: int) -> Opened:
         fh = next(self._numbers)
         opener = Opener(tid, node.ino)
         file = _Open(node, handle, _mode_of(flags), opener, bool(flags & os.O_NONBLOCK))
         self._open[fh] = file
         if Mode.READ in file.mode:
+            if node.ino in self._sized:
+                self._sized.discard(node.ino)
+                self.recall((node.ino,), False)
             self._open_on.setdefault(node.ino, {})[fh] = file
         if not handle.is_ready():
             opener.settle()
-        return fh
+        return Opened(fh, Mode.WRITE in file.mode, handle.descriptor)
 
-    async def open(self, ino: int, flags: int, tid: int) -> int:
-        """A number for the opened file, for thread *tid*. ESTALE when the file is gone."""
+    async def open(self, ino: int, flags: int, tid: int) -> Opened:
+        """Open a file for thread *tid*. ESTALE when it is gone."""
         node = self.inodes.get(ino)
         try:
             handle = await self._service.open(node.path, _mode_of(flags))
@@ -228,18 +270,18 @@ class Core:
             raise error(errno.ESTALE, node.path, "file was removed") from None
         return self._keep(node, handle, flags, tid)
 
-    async def create(self, parent: int, name: bytes, flags: int, tid: int) -> tuple[int, Attr]:
+    async def create(self, parent: int, name: bytes, flags: int, tid: int) -> tuple[Opened, Attr]:
         """Create and open; counts one lookup. EEXIST with O_EXCL."""
         path = self._child(parent, name)
         handle = await self._service.create(path, _mode_of(flags), want=Want(exclusive=bool(flags & os.O_EXCL)))
         try:
             node, stat = await self._created(path)
-            fh = self._keep(node, handle, flags, tid)
+            opened = self._keep(node, handle, flags, tid)
         except BaseException:
             await handle.aclose()
             raise
         node.lookups += 1
-        return fh, self._attr(node, stat)
+        return opened, self.attr(node, stat)
 
     async def _created(self, path: Path) -> tuple[Node, Stat]:
         try:
@@ -253,8 +295,8 @@ class Core:
         """Create a regular file; counts one lookup. EPERM for anything else."""
         if not _stat.S_ISREG(mode):
             raise error(errno.EPERM, detail="only regular files and directories can be made")
-        fh, attr = await self.create(parent, name, os.O_WRONLY | os.O_EXCL, 0)
-        await self.release(fh)
+        opened, attr = await self.create(parent, name, os.O_WRONLY | os.O_EXCL, 0)
+        await self.release(opened.fh)
         return attr
 
     async def read(self, fh: int, size: int, offset: int) -> bytes:
@@ -322,7 +364,8 @@ class Core:
     async def _await_ready(self, file: _Open, scope: trio.CancelScope) -> None:
         try:
             with scope:
-                await file.handle.wait_ready()
+                if not file.handle.is_ready():  # it may have become so before this task began
+                    await file.handle.wait_ready()
         except Exception as exc:
             if not isinstance(exc, OSError):  # an OSError the woken reader gets by itself
                 log.exception("waiting for %r failed", file.node.path)
@@ -331,43 +374,6 @@ class Core:
             notify, file.notify = file.notify, None
         if notify is not None:
             notify()
-
-    # directories
-
-    async def opendir(self, ino: int, tid: int) -> int:
-        """A number for the directory opened by thread *tid*."""
-        node = self.inodes.get(ino)
-        stat = await self._stat(node)
-        if not stat.is_dir:
-            raise error(errno.ENOTDIR, node.path)
-        fh = next(self._numbers)
-        if stat.mode & _stat.S_ISVTX:
-            self._walking[fh] = tid, node
-        self._listings[fh] = node, Listing(self._service, node.path)
-        return fh
-
-    async def readdir(self, fh: int, index: int, emit: Callable[[bytes, Attr, int], bool]) -> None:
-        """Give entries from position *index* on to *emit* (name, attributes, next position) until it gives False.
-
-        Each entry taken counts one lookup. Nothing is opened and nothing rendered.
-        """
-        if fh not in self._listings:
-            raise error(errno.EBADF, detail=f"no open directory {fh}")
-        top, listing = self._listings[fh]
-        listing.path = top.path
-        while page := await listing.at(index):
-            for stat in page:
-                index += 1
-                node = self.inodes.see(join(listing.path, stat.name), stat)
-                if not emit(os.fsencode(stat.name), self._attr(node, stat), index):
-                    self.inodes.drop(node)
-                    return
-                node.lookups += 1
-
-    def releasedir(self, fh: int) -> None:
-        """The directory is closed."""
-        self._listings.pop(fh, None)
-        self._walking.pop(fh, None)
 
     async def aclose(self) -> None:
         """The mount is gone: close every open file, as the kernel no longer will. At most 2 s."""

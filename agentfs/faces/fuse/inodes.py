@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import stat as _stat
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -12,6 +13,7 @@ from agentfs.errors import error
 from agentfs.types import ROOT, Path, Stat
 
 ROOT_INO: Final = 1
+_FIRST_ALIAS: Final = 1 << 63  # inode numbers are below
 
 
 @dataclass(slots=True, eq=False)
@@ -49,13 +51,15 @@ class Inodes:
         root = Node(ROOT_INO, ROOT)
         self._by_ino = {ROOT_INO: root}
         self._by_path = {ROOT: root}
+        self._aliases: dict[int, Node] = {}
+        self._numbers = itertools.count(_FIRST_ALIAS)
 
     def __len__(self) -> int:
-        return len(self._by_ino)
+        return len(self._by_ino) + len(self._aliases)
 
     def get(self, ino: int) -> Node:
-        """The live node of *ino*. ESTALE when its file was removed or replaced."""
-        node = self._by_ino.get(ino)
+        """The live node of *ino*, or of an alias. ESTALE when its file was removed or replaced."""
+        node = self._by_ino.get(ino) or self._aliases.get(ino)
         if node is None or node.is_stale:
             raise error(errno.ESTALE, node.path if node else "", "file was removed or replaced")
         return node
@@ -97,9 +101,18 @@ class Inodes:
         node = self._by_ino[ino] = self._by_path[path] = Node(ino, path, identity)
         return node
 
+    def alias(self, node: Node) -> int:
+        """A number of its own for *node*, for one lookup: the kernel locks per number. It counts as a lookup."""
+        number = next(self._numbers)
+        self._aliases[number] = node
+        node.lookups += 1
+        return number
+
     def forget(self, ino: int, count: int) -> None:
-        """The kernel dropped *count* lookups of *ino*."""
+        """The kernel dropped *count* lookups of *ino*; an alias has exactly one."""
         node = self._by_ino.get(ino)
+        if node is None and (node := self._aliases.pop(ino, None)) is not None:
+            count = 1
         if node is not None:
             node.lookups = max(0, node.lookups - count)
             self.drop(node)

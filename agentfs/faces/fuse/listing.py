@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import bisect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Final
 
 from agentfs.service import FileService
@@ -19,31 +19,34 @@ class Listing:
     again from the start of that page. Position 0 always begins anew. One caller at a time (the kernel holds a lock).
     """
 
-    def __init__(self, service: FileService, path: Path) -> None:
-        self._service, self.path = service, path
+    def __init__(self, service: FileService, path: Path, turn: Callable[[], int] = lambda: 0) -> None:
+        """*turn* numbers the moments between changes, of which `at` tells that a page is of."""
+        self._service, self.path, self._turn = service, path, turn
         self._begin()
 
     def _begin(self) -> None:
-        self._pages: list[tuple[int, Sequence[Stat]]] = []
+        self._pages: list[tuple[int, Sequence[Stat], int]] = []
         self._firsts, self._afters = [0], [""]
 
-    async def at(self, index: int) -> Sequence[Stat]:
-        """Entries from position *index* to the end of its page; empty at the end of the directory."""
+    async def at(self, index: int) -> tuple[Sequence[Stat], int]:
+        """Entries from position *index* to the end of its page, and its turn; empty at the end of the directory."""
         if index == 0:
             self._begin()
-        for first, page in self._pages:
+        for first, page, turn in self._pages:
             if first <= index < first + len(page):
-                return page[index - first :]
+                return page[index - first :], turn
         slot = bisect.bisect_right(self._firsts, index) - 1
         first, after = self._firsts[slot], self._afters[slot]
+        turn = self._turn()
         while page := await self._service.list(self.path, after, PAGE):
             if page[-1].name <= after:
                 raise RuntimeError(f"list of {self.path!r} after {after!r} gave {page[-1].name!r}")
-            self._pages = [*self._pages[-1:], (first, page)]
+            self._pages = [*self._pages[-1:], (first, page, turn)]
             if index < first + len(page):
-                return page[index - first :]
+                return page[index - first :], turn
             first, after = first + len(page), page[-1].name
             if first > self._firsts[-1]:
                 self._firsts.append(first)
                 self._afters.append(after)
-        return ()
+            turn = self._turn()
+        return (), turn

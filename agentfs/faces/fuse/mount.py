@@ -1,4 +1,4 @@
-"""Serving a tree at a mount point from start to end through the pyfuse3 binding.
+"""Serving a tree at a mount point from start to end, through whichever binding.
 
 The serving process never touches its own mount; how operations work is in the core.
 """
@@ -6,64 +6,39 @@ The serving process never touches its own mount; how operations work is in the c
 from __future__ import annotations
 
 import errno
+import logging
 import os
-import select
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
-from typing import Final
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import AbstractContextManager, AsyncExitStack, asynccontextmanager
+from typing import TypeAlias
 
-import pyfuse3
 import trio
 
 from agentfs.errors import error
-from agentfs.faces.fuse.binding import Operations
+from agentfs.faces.fuse.binding import Binding, Options, Serving
 from agentfs.faces.fuse.core import Core, Usage
 from agentfs.faces.fuse.place import FSNAME, Mounted, topmost
 from agentfs.faces.fuse.removal import clear, prepare
+from agentfs.faces.fuse.wire.binding import Wire
 from agentfs.service import FileService
+from agentfs.types import Facet
 
-_SPARE_TASKS: Final = 256
-_serving: set[str] = set()
+log = logging.getLogger(__name__)
+
+Changes: TypeAlias = Callable[[Callable[[Facet], None]], AbstractContextManager[None]]
+"""For its body, its argument is called at each change with its facet, before whoever made it goes on."""
 
 
-def _devices() -> set[int]:
-    found = set()
-    for fd in Path("/proc/self/fd").iterdir():
+def _bindings(name: str) -> Iterator[Binding]:
+    """The bindings to try for *name*, each imported when it is its turn: pyfuse3 need not be installed."""
+    if name in ("auto", "wire"):
+        yield Wire()
+    if name in ("auto", "pyfuse3"):
         try:
-            if fd.readlink() == Path("/dev/fuse"):
-                found.add(int(fd.name))
-        except FileNotFoundError:
-            continue
-    return found
-
-
-@contextmanager
-def _session(operations: Operations, place: str, *, subtype: str, allow_other: bool) -> Iterator[Callable[[], bool]]:
-    """A kernel session for the body; gives a function that tells whether the kernel still is at its other end."""
-    if _serving:
-        raise error(errno.EBUSY, place, f"this process already serves {', '.join(_serving)}")
-    options = {"default_permissions", f"fsname={FSNAME}", f"subtype={subtype}"}
-    before = _devices()
-    try:
-        pyfuse3.init(operations, place, options | ({"allow_other"} if allow_other else set()))
-    except RuntimeError as exc:
-        raise error(errno.EACCES, place, f"{exc}; is /dev/fuse open to this user?") from exc
-    _serving.add(place)
-    poller = select.poll()
-    for fd in _devices() - before:
-        os.set_blocking(fd, False)
-        poller.register(fd, 0)
-    try:
-        yield lambda: not poller.poll(0)
-    finally:
-        pyfuse3.close(unmount=True)
-        _serving.discard(place)
-
-
-async def _announce(ready: trio.Event, place: str, task_status: trio.TaskStatus[str]) -> None:
-    await ready.wait()
-    task_status.started(place)
+            from agentfs.faces.fuse.pyfuse import Pyfuse
+        except ImportError as exc:
+            raise error(errno.ENOENT, detail=f"binding pyfuse3: {exc}; install agentfs[fuse]") from exc
+        yield Pyfuse()
 
 
 async def serve(
@@ -75,29 +50,61 @@ async def serve(
     max_blocked: int = 4096,
     subtype: str = FSNAME,
     lent: tuple[int, int] | None = None,
+    binding: str = "auto",
+    changes: Changes | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve *service* at the directory *at* until cancelled (then unmounts) or unmounted from outside.
 
     *usage* gives bytes used and in all, for statfs. *allow_other* (default: when root) lets other users reach the
     mount, where the modes then refuse them. *subtype* tells kinds of mounts apart in the mount table. *lent*: the uid
-    and gid whose the views of agents are, when not ours.
+    and gid whose the views of agents are, when not ours. *binding*: ``wire``, ``pyfuse3``, or ``auto``: the first of
+    them that works. *changes* tells of changes, so that the kernel may keep what holds until then.
     Started with the real path once the kernel talks to us.
-    Raises what `prepare` raises; EBUSY for a second mount in this process; EACCES when mounting is not allowed.
+    Raises what `prepare` raises; EBUSY for a second mount in this process by pyfuse3; EACCES when mounting is not
+    allowed.
     """
     place = await prepare(at)
-    is_shared = os.geteuid() == 0 if allow_other is None else allow_other
-    ready = trio.Event()
-    core = Core(service, usage=usage, max_blocked=max_blocked, lent=lent)
+    options = Options(subtype, os.geteuid() == 0 if allow_other is None else allow_other)
+
+    def make(has_aliases: bool) -> Core:
+        keeps = has_aliases and changes is not None
+        return Core(service, usage=usage, max_blocked=max_blocked, lent=lent, aliases=has_aliases, keeps=keeps)
+
+    async with AsyncExitStack() as stack:
+        core, serving = await _connected(stack, make, binding, place, options)
+        if changes is not None:
+            stack.enter_context(changes(core.changed))
+        async with trio.open_nursery() as nursery:
+            core.start(nursery)
+            await serving(lambda: task_status.started(place))
+            nursery.cancel_scope.cancel()
+
+
+async def _connected(
+    stack: AsyncExitStack, make: Callable[[bool], Core], name: str, place: str, options: Options
+) -> tuple[Core, Serving]:
+    for binding in _bindings(name):
+        core = make(binding.has_aliases)
+        try:
+            serving = await stack.enter_async_context(_mounted(binding, core, place, options))
+        except OSError as exc:
+            if name != "auto" or binding.name == "pyfuse3":
+                raise
+            log.warning("binding %s does not work here, pyfuse3 is used: %s", binding.name, exc)
+        else:
+            return core, serving
+    raise error(errno.EINVAL, detail=f"binding {name!r}: want auto, wire or pyfuse3")
+
+
+@asynccontextmanager
+async def _mounted(binding: Binding, core: Core, place: str, options: Options) -> AsyncIterator[Serving]:
+    """*binding*'s connection; at its end all that was open is closed, and nothing is mounted any more."""
     mounted: Mounted | None = None
     try:
-        with _session(Operations(core, ready.set), place, subtype=subtype, allow_other=is_shared) as is_connected:
+        async with binding.connected(core, place, options) as serving:
             mounted = topmost(place)
-            async with trio.open_nursery() as nursery:
-                core.start(nursery, is_connected)
-                nursery.start_soon(_announce, ready, place, task_status)
-                await pyfuse3.main(max_tasks=max_blocked + _SPARE_TASKS)
-                nursery.cancel_scope.cancel()
+            yield serving
     finally:
         with trio.CancelScope(shield=True):
             await core.aclose()

@@ -46,6 +46,10 @@ class HostHandle(FileHandle):
             return None
         return 0 if self._is_cut_pending else os.fstat(self._fd).st_size
 
+    @property
+    def descriptor(self) -> int | None:
+        return self._fd if self._mode is Mode.READ and not self._is_closed else None
+
     async def read(self, size: int, offset: int) -> bytes:
         self._check(Mode.READ)
         self._cut()
