@@ -76,8 +76,8 @@ def build(
     def own(agent: str, principal: Principal) -> FileService:
         return spaces.view(seen_as(principal, agent))
 
-    root.mount(Agents(register.table(), spaces.office), Path("agents"), name="agents")
-    root.mount(Agents(register.views(), own), Path("views"), name="views")
+    root.mount(Agents(register.table(), spaces.office, engine.core.versions), Path("agents"), name="agents")
+    root.mount(Agents(register.views(), own, engine.core.versions), Path("views"), name="views")
     root.mount(runtime(engine, config), Path("runtime"), name="runtime")
-    doors.mount(Agents(register.doors(), spaces.door, lasts=False), Path("agents"), name="agents")
+    doors.mount(Agents(register.doors(), spaces.door, engine.core.versions), Path("agents"), name="agents")
     return House(root, doors, spaces), spaces

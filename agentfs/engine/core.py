@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final, TypeVar
 
@@ -41,6 +41,10 @@ class Versions:
             self._floor = self._at.popitem(last=False)[1]
         for tell in self._told:
             tell((agent, facet))
+
+    def latest(self, facets: Sequence[Facet]) -> int:
+        """The latest change of any of *facets*, of whichever agents."""
+        return max(self.of(*facet) for facet in facets)
 
     @contextmanager
     def telling(self, tell: Callable[[Facet], None]) -> Iterator[None]:

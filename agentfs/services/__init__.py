@@ -47,7 +47,8 @@ class Scope:
 
     def tree(self, *entries: Node, root: Dir | None = None) -> Tree:
         """A tree with this agent's errors and limits."""
-        return Tree(*entries, root=root, errors=self.errors, limits=self.engine.core.limits)
+        core = self.engine.core
+        return Tree(*entries, root=root, errors=self.errors, limits=core.limits, changed=core.versions.latest)
 
 
 @dataclass(frozen=True, slots=True)

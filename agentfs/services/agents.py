@@ -16,6 +16,7 @@ from hashlib import blake2b
 
 import msgspec
 
+from agentfs.engine.core import Versions
 from agentfs.engine.engine import Engine
 from agentfs.engine.settings import Settings, parse_settings
 from agentfs.errors import error
@@ -68,11 +69,6 @@ class Register:
         """Remove a terminated agent."""
         await self._engine.remove(at["id"])
 
-    async def info(self, at: At) -> Info:
-        """When there was another agent last, or one was set up otherwise."""
-        version = self._engine.core.versions.of(*AGENTS)
-        return Info(version, 0, version, (AGENTS,))
-
     async def has(self, at: At, key: str) -> bool:
         """Whether there is such an agent."""
         return await self._engine.core.store.get(AgentRow, key) is not None
@@ -99,13 +95,13 @@ class Register:
         agent = Dir(name="{id}", remove=self.rmdir, is_protected=self.is_protected, operator=True)
         new = Call(name="new", answer=self.new, usage=_USAGE, operator=True)
         return Dir(
-            entries=[new], each=agent, has=self.has, keys=self.keys, mkdir=self.mkdir, info=self.info, operator=True
+            entries=[new], each=agent, has=self.has, keys=self.keys, mkdir=self.mkdir, facets=(AGENTS,), operator=True
         )
 
     def views(self) -> Dir:
         """A fixed directory of all agents."""
         agent = Dir(name="{id}", is_protected=self.is_protected)
-        return Dir(each=agent, has=self.has, keys=self.keys, info=self.info)
+        return Dir(each=agent, has=self.has, keys=self.keys, facets=(AGENTS,))
 
     def doors(self) -> Dir:
         """A fixed directory of the agents that let in who asks."""
@@ -113,20 +109,17 @@ class Register:
 
 
 class Agents(FileService):
-    """The directory *table*, and below it for each agent what *space* gives for it and whoever is attached.
-
-    *lasts*: only a change of agents' rows changes who is listed.
-    """
+    """The directory *table*, and below it for each agent what *space* gives for it and whoever is attached."""
 
     def __init__(
-        self, table: Dir, space: Callable[[str, Principal], FileService], principal: Principal = OPERATOR,
-        *, lasts: bool = True,
+        self, table: Dir, space: Callable[[str, Principal], FileService], versions: Versions,
+        principal: Principal = OPERATOR,
     ) -> None:  # fmt: skip
-        self._table, self._space, self._principal, self._lasts = table, space, principal, lasts
-        self._top = Tree(root=table).attach(principal)
+        self._table, self._space, self._versions, self._principal = table, space, versions, principal
+        self._top = Tree(root=table, changed=versions.latest).attach(principal)
 
     def attach(self, principal: Principal) -> Agents:
-        return Agents(self._table, self._space, principal, lasts=self._lasts)
+        return Agents(self._table, self._space, self._versions, principal)
 
     async def _below(self, path: Path) -> tuple[FileService, str, Path] | None:
         """The namespace that *path* leads into, its agent and the path there; None at the top."""
@@ -141,8 +134,7 @@ class Agents(FileService):
         below = await self._below(path)
         if below is None or not below[2]:
             st = await self._top.stat(path)
-            until = (AGENTS,) if st.is_dir and self._lasts else None
-            return msgspec.structs.replace(st, until=until, named=until, lists=path == ROOT and self._lasts)
+            return msgspec.structs.replace(st, lists=False) if below is not None else st
         space, agent, rest = below
         return _own(await space.stat(rest), agent)
 

@@ -16,7 +16,7 @@ from agentfs.record import Log
 from agentfs.rows import ExecRow
 from agentfs.services import Scope, document
 from agentfs.tree import At, Call, Ctl, Dir, Entry, File, Info, Stream
-from agentfs.types import rfc3339
+from agentfs.types import Facet, rfc3339
 
 _USAGE = 'write {"command":"echo hello"} and read {"exec_id":...}\n'
 
@@ -96,9 +96,13 @@ class Execs:
         )
         return Dir(
             name="exec", entries=[Call(name="new", answer=self.new, usage=_USAGE)], each=each, has=self.has,
-            keys=self.keys,
+            keys=self.keys, facets=_facets(self._agent),
         )  # fmt: skip
 
 
 def _info(row: ExecRow) -> Info:
-    return Info(row.version, 0, row.done_ns or row.at_ns)
+    return Info(row.version, 0, row.done_ns or row.at_ns, _facets(row.agent))
+
+
+def _facets(agent: str) -> tuple[Facet, ...]:
+    return ((agent, ExecRow.TABLE),)

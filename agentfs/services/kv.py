@@ -64,11 +64,6 @@ class Values:
         changes: list[Change] = [Expect(KvRow, key, "changed_at_ns", row.changed_at_ns), Delete(KvRow, key), Put(moved)]
         await self._core.commit(*changes)
 
-    async def changed(self, at: At) -> Info:
-        """When any value changed last."""
-        version = self._core.versions.of(self._agent, "kv")
-        return Info(version, 0, version, ((self._agent, "kv"),))
-
     async def has(self, at: At, key: str) -> bool:
         """Whether there is such a key."""
         return await self._core.store.get(KvRow, self._agent, key) is not None
@@ -80,15 +75,15 @@ class Values:
 
 
 def _info(row: KvRow) -> Info:
-    return Info(row.changed_at_ns, row.size, row.changed_at_ns, ((row.agent, "kv"),))
+    return Info(row.changed_at_ns, row.size, row.changed_at_ns, ((row.agent, row.TABLE),))
 
 
 def kv(scope: Scope) -> Tree:
     """The directory ``kv/`` of one agent."""
     v = Values(scope)
-    limit = scope.engine.core.limits.kv_value_bytes
+    limit, facets = scope.engine.core.limits.kv_value_bytes, ((scope.agent, KvRow.TABLE),)
     value = Data(name="{key}", read=v.read, write=v.write, info=v.info, remove=v.remove, limit=limit)
-    top = Dir(each=value, has=v.has, keys=v.keys, create=v.create, rename=v.rename, info=v.changed)
+    top = Dir(each=value, has=v.has, keys=v.keys, create=v.create, rename=v.rename, facets=facets)
     return scope.tree(root=top)
 
 

@@ -19,12 +19,16 @@ from agentfs.types import NO_WANT, OPERATOR, Facet, Kind, Path, Principal, Want
 
 
 class At(msgspec.Struct, frozen=True):
-    """Where and for whom a function of the tree runs: ``at["id"]`` is what matched ``{id}`` on the way."""
+    """Where and for whom a function of the tree runs: ``at["id"]`` is what matched ``{id}`` on the way.
+
+    ``until``: the facets without a change of which the path leads there; None: who knows.
+    """
 
     path: Path
     params: Mapping[str, str] = msgspec.field(default_factory=dict)
     principal: Principal = OPERATOR
     want: Want = NO_WANT
+    until: tuple[Facet, ...] | None = None
 
     def __getitem__(self, name: str) -> str:
         return self.params[name]
@@ -201,8 +205,8 @@ class Dir:
     ``has(at, key)`` answers a walk; ``keys(at, after, limit)`` gives listing entries whose names sort behind the name
     ``after``, in order of names. ``create(at)`` may refuse a new name (the file appears when its document is
     written, or at once if ``create`` makes it), ``rename(old, new)`` moves a key of this directory within the tree.
-    ``info``: when the names in it changed last, and until when that is so; without it nobody knows where there is an
-    ``each``. ``is_protected``: a walk that removes what it finds (``rm -r``) must not; shown as the sticky bit.
+    ``facets``: all that the names in it beside ``entries`` depend on; None: who knows.
+    ``is_protected``: a walk that removes what it finds (``rm -r``) must not; shown as the sticky bit.
     """
 
     name: str = ""
@@ -216,7 +220,7 @@ class Dir:
     rename: Callable[[At, At], Awaitable[None]] | None = None
     operator: bool = False
     is_protected: Callable[[At], Awaitable[bool]] | None = None
-    info: Callable[[At], Awaitable[Info]] | None = None
+    facets: tuple[Facet, ...] | None = None
     fixed: Mapping[str, Node] = field(init=False, repr=False)  # the entries by name
     slot: tuple[str, str, str] = field(init=False, repr=False)  # prefix, parameter and suffix of the pattern of each
     kind: ClassVar[Kind] = Kind.DIR

@@ -13,6 +13,8 @@ from functools import lru_cache
 from hashlib import blake2b
 from stat import S_ISVTX
 
+import msgspec
+
 from agentfs.errors import error
 from agentfs.limits import Limits
 from agentfs.ports import LogHead
@@ -21,10 +23,12 @@ from agentfs.tree.grafts import Grafted, graft, has_graft, unreachable
 from agentfs.tree.handles import Errors, Opening
 from agentfs.tree.nodes import At, Data, Dir, Entry, File, Graft, Info, Leaf, Node, Stream
 from agentfs.tree.opening import open_leaf, open_twin
+from agentfs.tree.scratch import Scratches
 from agentfs.types import (
     NO_WANT,
     OPERATOR,
     ROOT,
+    Facet,
     Kind,
     Mode,
     Path,
@@ -38,7 +42,7 @@ from agentfs.types import (
 )  # fmt: skip
 
 _SCRATCH = re.compile(r"sed[A-Za-z0-9]{6}\Z")
-_SCRATCH_MAX = 16
+_FOR_EVER: tuple[Facet, ...] | None = ()
 
 
 @lru_cache(maxsize=1 << 16)
@@ -50,19 +54,28 @@ def _may_be_twin(path: Path) -> bool:
     return "@" in path or path.endswith(".1")
 
 
+def _within(until: tuple[Facet, ...] | None, top: Dir, name: str) -> tuple[Facet, ...] | None:
+    """Until when *name* is in *top*, which is there until *until*."""
+    if until is None or name in top.fixed:
+        return until
+    return None if top.facets is None else (*until, *top.facets)
+
+
 class Tree(Selective, FileService):
     """A service declared as a table of *entries*, or as one directory *root*. Safe for concurrent use."""
 
     def __init__(
-        self, *entries: Node, root: Dir | None = None, errors: Errors | None = None, limits: Limits | None = None
-    ) -> None:
-        self._root = root or Dir(entries=entries)
+        self, *entries: Node, root: Dir | None = None, errors: Errors | None = None, limits: Limits | None = None,
+        changed: Callable[[Sequence[Facet]], int] = lambda facets: 0,
+    ) -> None:  # fmt: skip
+        """*changed*: when any of some facets changed last, as ns that rise; the mtime of a directory that has any."""
+        self._root, self._changed = root or Dir(entries=entries), changed
         self._has_graft = has_graft(self._root)
         self._limits = limits or Limits()
         self._errors = errors or Errors()
         self._principal = OPERATOR
         self._pending: dict[Path, int] = {}  # created, its document not written yet: how many handles
-        self._scratches: dict[Principal, dict[Path, bytes]] = {}
+        self._scratches = Scratches()
 
     def attach(self, principal: Principal) -> Tree:
         attached = copy.copy(self)  # shares what is pending, the errors and the nodes
@@ -71,28 +84,20 @@ class Tree(Selective, FileService):
 
     @property
     def _scratch(self) -> dict[Path, bytes]:
-        """What `sed -i` writes before it renames it; nobody else's: it becomes what may be theirs."""
-        return self._scratches.get(self._principal, {}) if self._scratches else {}
-
-    def _keep(self, path: Path, value: bytes) -> None:
-        """Put a scratch; who never comes back for its own loses it to others in the end."""
-        if self._principal not in self._scratches and len(self._scratches) >= _SCRATCH_MAX:
-            del self._scratches[next(iter(self._scratches))]
-        mine = self._scratches.setdefault(self._principal, {})
-        if path not in mine and len(mine) >= _SCRATCH_MAX:
-            del mine[next(iter(mine))]
-        mine[path] = value
+        return self._scratches.of(self._principal)
 
     # -- walking ---------------------------------------------------------------------------------------------------
 
-    def _at(self, path: Path, params: dict[str, str], want: Want = NO_WANT) -> At:
-        return At(path, params, self._principal, want)
+    def _at(
+        self, path: Path, params: dict[str, str], want: Want = NO_WANT, until: tuple[Facet, ...] | None = None
+    ) -> At:
+        return At(path, params, self._principal, want, until)
 
     async def _walk(self, path: Path, want: Want = NO_WANT) -> tuple[Node, At]:
         """The node of *path* and where it is; a `Graft`, wherever below it the path leads."""
         node: Node = self._root
         params: dict[str, str] = {}
-        top = ROOT
+        top, until = ROOT, _FOR_EVER
         for name in path.split("/") if path != ROOT else ():
             if isinstance(node, Graft):
                 return node, self._at(top, params, want)
@@ -103,9 +108,10 @@ class Tree(Selective, FileService):
             if child is None:
                 if top != path or (top not in self._pending and top not in self._scratch):
                     raise error(errno.ENOENT, path)
-                child = self._template(node, top, params, name)
+                child, until = self._template(node, top, params, name), None
+            until = _within(until, node, name)
             node = child
-        return node, self._at(path, params, want)
+        return node, self._at(path, params, want, until)
 
     async def _child(self, top: Dir, path: Path, params: dict[str, str], name: str) -> Node | None:
         """What *name* is in the directory *top*, which is at *path*; *params* gets its key."""
@@ -135,21 +141,9 @@ class Tree(Selective, FileService):
     def _template(self, top: Dir, path: Path, params: dict[str, str], name: str) -> Node:
         key = top.key_of(name)
         if path in self._scratch or key is None or top.each is None:
-            return self._scratch_node(path)
+            return self._scratches.node(self._principal, path, self._limits.document_bytes)
         params[top.slot[1]] = key
         return top.each
-
-    def _scratch_node(self, path: Path) -> Data:
-        async def read(at: At) -> bytes:
-            return self._scratch.get(path, b"")
-
-        async def write(at: At, value: bytes) -> None:
-            self._keep(path, value)
-
-        async def remove(at: At) -> None:
-            self._scratch.pop(path, None)
-
-        return Data(name=split(path)[1], read=read, write=write, remove=remove, limit=self._limits.document_bytes)
 
     def lacks(self, name: str, *, is_change: bool) -> bool:
         top = self._root
@@ -167,24 +161,23 @@ class Tree(Selective, FileService):
     async def _stat(self, node: Node, at: At, info: Info | None) -> Stat:
         name, number = split(at.path)[1], _number(at.path)
         if isinstance(node, Graft):
-            return await (await graft(node, at)).stat(at.path)
+            return msgspec.structs.replace(await (await graft(node, at)).stat(at.path), named=at.until)
         if isinstance(node, Dir):
-            sticky = S_ISVTX if node.is_protected and await node.is_protected(at) else 0
-            fixed, mode = None if at.params else (), node.mode(self._principal) | sticky
-            info = await node.info(at) if node.info else Info(until=fixed)
-            qid, lists = Qid(number, info.version), node.each is None or node.info is not None
-            return Stat(name, mode, 0, info.mtime_ns, qid, Kind.DIR, info.until, fixed, lists)
+            mode = node.mode(self._principal) | (S_ISVTX if node.is_protected and await node.is_protected(at) else 0)
+            at_ns = self._changed(node.facets) if node.facets else 0
+            until = at.until if at.until is None or node.facets is None else (*at.until, *node.facets)
+            lists = node.each is None or node.facets is not None
+            return Stat(name, mode, 0, at_ns, Qid(number, at_ns), Kind.DIR, until, at.until, lists)
         if isinstance(node, Stream):
             heads = await (await node.log(at)).heads()
             return self._stat_log(node, at, heads[-1] if heads else None)
         if at.path in self._scratch:
-            info = Info(size=len(self._scratch[at.path]))
+            info, at = Info(size=len(self._scratch[at.path])), self._at(at.path, {})
         elif info is None and (not self._pending or not await self._is_new(at.path)):
             info = await node.info(at) if node.info else Info()
         info = info or Info()
         qid = Qid(number, info.version)
-        named = info.until if at.params or at.path in self._scratch else ()
-        return Stat(name, node.mode(self._principal), info.size, info.mtime_ns, qid, node.kind, info.until, named)
+        return Stat(name, node.mode(self._principal), info.size, info.mtime_ns, qid, node.kind, info.until, at.until)
 
     def _stat_log(self, node: Stream, at: At, head: LogHead | None) -> Stat:
         name, mode = split(at.path)[1], node.mode(self._principal)
@@ -240,7 +233,7 @@ class Tree(Selective, FileService):
 
     async def _listed(self, at: At, top: Dir, name: str, child: Node, entry: Entry | None) -> Sequence[Stat]:
         params = {**at.params, top.slot[1]: entry.key} if entry else dict(at.params)
-        here = self._at(join(at.path, name), params)
+        here = self._at(join(at.path, name), params, until=_within(at.until, top, name))
         try:
             stats = [await self._stat(child, here, entry.info if entry else None)]
         except FileNotFoundError:  # removed since it was listed
@@ -325,7 +318,7 @@ class Tree(Selective, FileService):
                 raise error(errno.EEXIST, path)
             return await self.open(path, mode, want=want)
         if self._is_scratch(top, split(path)[1]):
-            self._keep(path, b"")
+            self._scratches.keep(self._principal, path, b"")
             return await self.open(path, mode, want=want)
         if top.create is None:
             raise error(errno.EACCES, path, "no file can be created here")
