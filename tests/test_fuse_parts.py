@@ -16,6 +16,7 @@ from agentfs.faces.fuse.blocked import Blocked, Opener
 from agentfs.faces.fuse.core import Core
 from agentfs.faces.fuse.inodes import ROOT_INO, Inodes
 from agentfs.faces.fuse.listing import PAGE, Listing
+from agentfs.tree import At, Dir, Entry, File, Tree
 from agentfs.types import ROOT, Qid, Stat
 from agentfs.types import Path as FilePath
 
@@ -66,6 +67,25 @@ async def test_listing_pages_and_seeks() -> None:
 
     order = [0, 1, PAGE - 1, PAGE, PAGE - 1, 3 * PAGE + 5, 2 * PAGE, 17, 9999, 10_000, 0]
     assert [await name(i) for i in order] == [f"{i:05}" if i < 10_000 else "" for i in order]
+
+
+async def test_a_name_that_comes_while_a_directory_is_read_moves_no_other() -> None:
+    names = ["b", "c", "d"]
+
+    async def keys(at: At, after: str, limit: int) -> list[Entry]:
+        return [Entry(name) for name in sorted(names) if name > after][:limit]
+
+    async def read(at: At) -> bytes:
+        return b""
+
+    listing = Listing(Tree(root=Dir(each=File(name="{name}", read=read), keys=keys)), ROOT)
+    page, _ = await listing.at(0)
+    assert [st.name for st in page] == names
+    names.append("a")
+    assert (await listing.at(3))[0] == ()
+    names.append("e")
+    page, _ = await listing.at(3)
+    assert [st.name for st in page] == ["e"]
 
 
 async def test_core_refuses_unknown_numbers() -> None:

@@ -42,11 +42,11 @@ class Listing:
             if page[-1].name <= after:
                 raise RuntimeError(f"list of {self.path!r} after {after!r} gave {page[-1].name!r}")
             self._pages = [*self._pages[-1:], (first, page, turn)]
-            if index < first + len(page):
-                return page[index - first :], turn
-            first, after = first + len(page), page[-1].name
-            if first > self._firsts[-1]:
+            begin, first, after = first, first + len(page), page[-1].name
+            if first > self._firsts[-1]:  # from here on the next page is by its name: others come and go before it
                 self._firsts.append(first)
                 self._afters.append(after)
+            if index < first:
+                return page[index - begin :], turn
             turn = self._turn()
         return (), turn
