@@ -241,12 +241,26 @@ class Namespace(FileService):
         except (FileNotFoundError, NotADirectoryError):
             if not self._is_point(path):
                 raise
-            return _synthetic(path)
+            return _synthetic(path, lasts=not self._place(path).ways)
         place = self._place(path)
         node = place.node
         if node is not None and not found.is_dir and (node.children or not node.members):
             return _synthetic(path)
-        return _own(found, way, place.name)
+        st = _own(found, way, place.name)
+        if not self._is_settled(place.ways, way):
+            st = msgspec.structs.replace(st, until=None, named=None)
+        is_whole = len(place.ways) == 1 and (node is None or not node.children)
+        return st if is_whole or not st.lists else msgspec.structs.replace(st, lists=False)
+
+    def _is_settled(self, ways: Sequence[Way], found: Way) -> bool:
+        """Whether no member before that of *found* can get what *found* has now."""
+        for way in ways:
+            if way is found:
+                return True
+            service = self._bound(way.member)
+            if not (isinstance(service, Selective) and way.top and service.lacks(way.top, is_change=False)):
+                return False
+        return False
 
     async def _union(self, path: Path, first: Stat) -> Stat:
         """*first* with the permissions of every member: something can be created here if any of them lets it."""
@@ -257,7 +271,7 @@ class Namespace(FileService):
             except (FileNotFoundError, NotADirectoryError):
                 continue
             mode |= st.mode & 0o777 if st.is_dir else 0
-        return msgspec.structs.replace(first, mode=mode, lists=False)
+        return msgspec.structs.replace(first, mode=mode, until=None, lists=False)
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
         _, node, ways = self._place(path)
@@ -362,6 +376,7 @@ def _checked(path: Path) -> Path:
     return path
 
 
-def _synthetic(path: Path) -> Stat:
-    number = _number("synthetic:" + path, 0)
-    return Stat(split(path)[1], _stat.S_IFDIR | 0o555, qid=Qid(number), kind=Kind.DIR, until=(), named=(), lists=True)
+def _synthetic(path: Path, *, lasts: bool = False) -> Stat:
+    """A directory for what is mounted below *path*; *lasts*: nothing that is mounted could be there in its place."""
+    number, until = _number("synthetic:" + path, 0), () if lasts else None
+    return Stat(split(path)[1], _stat.S_IFDIR | 0o555, qid=Qid(number), kind=Kind.DIR, until=until, named=until)

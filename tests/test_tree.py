@@ -380,3 +380,15 @@ def test_brackets_find_the_end_however_the_bytes_are_cut(value: object, data: st
 
 def test_principal_source() -> None:
     assert OPERATOR.source == "operator" and Principal("agent", "demo").source == "demo"
+
+
+async def test_a_directory_whose_streams_get_twins_tells_no_end_of_its_names() -> None:
+    async def log(at: At) -> RingLog:
+        return RingLog(Clock(), 10)
+
+    plain, twins = (
+        Dir(name="plain", entries=[Ctl(name="ctl", verbs={})]),
+        Dir(name="d", entries=[Stream(name="x", log=log)]),
+    )
+    tree = Tree(plain, twins)
+    assert (await tree.stat(Path("plain"))).lists and not (await tree.stat(Path("d"))).lists

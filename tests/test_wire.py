@@ -238,6 +238,29 @@ async def test_an_interrupt_ends_the_read_it_is_about_and_no_other() -> None:
         assert answers == sorted([(readers[0], 0, b"x\n"), (readers[2], 0, b"x\n"), (asked, 0, p.WRITE_OUT.pack(7, 0))])
 
 
+class Grouped(View):
+    """Finding `odd` fails in a nursery of its own, with whatever it was cancelled by."""
+
+    async def stat(self, path: Path) -> Stat:
+        if path != "odd":
+            return await super().stat(path)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(trio.sleep_forever)
+            try:
+                await trio.sleep_forever()
+            finally:
+                raise ValueError("of its own")
+
+
+async def test_an_interrupt_is_answered_whatever_the_cancellation_has_become() -> None:
+    async with serving(Grouped(Scratch())) as (kernel, _):
+        asked = await kernel.send(Op.LOOKUP, b"odd\0")
+        assert await kernel.is_well()
+        await kernel.send(Op.INTERRUPT, p.INTERRUPT_IN.pack(asked), node=0)
+        assert await kernel.answer() == (asked, errno.EINTR, b"")
+        assert await kernel.is_well()
+
+
 async def test_a_thousand_blocked_readers_leave_the_rest_alone() -> None:
     async with serving() as (kernel, core):
         node, fh = await kernel.opened(FOLLOW)

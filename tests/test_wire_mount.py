@@ -120,6 +120,35 @@ def test_nothing_stale_is_seen_of_agents_that_change_by_another_door(machine: Ma
     assert done.returncode == 0, done
 
 
+UNIONS = """
+set -ex
+call() { curl -sSf -o /dev/null -H "Authorization: Bearer $TOKEN" -X "$1" "$URL/$2" "${@:3}"; }
+ns() { printf '%s\\n' "$@" | call PUT agents/demo/ns --data-binary @-; }
+V=$M/views/demo
+lists() { [ "$2" = "$(ls "$1" 2>&1 | tr '\\n' ' ')" ] || { echo "$1: $(ls "$1")"; exit 1; }; }
+ns 'mount kv /a/kv'; lists $V/a 'kv '; exec 3< $V/a
+ns 'mount kv /a/kv' 'mount secrets /a/more'; lists $V/a 'kv more '
+ns "bind '#kv/x' /b"; [ -d $V/b ]; call PUT agents/demo/kv/x --data 1; [ -f $V/b ]
+call DELETE agents/demo/kv/x; [ -d $V/b ]
+ns 'mount kv /u' 'mount status /u after' 'mount mail /u after'; [ -f $V/u/status ]; [ -d $V/u/queue ]
+[ "$(stat -c %s $V/u/status)" = 0 ]
+call PUT agents/demo/kv/status --data 12345; call PUT agents/demo/kv/queue --data 1
+[ "$(stat -c %s $V/u/status)" = 5 ]; [ -f $V/u/queue ]
+call DELETE agents/demo/kv/status; call DELETE agents/demo/kv/queue
+[ "$(stat -c %s $V/u/status)" = 0 ]; [ -d $V/u/queue ]
+call PUT agents/demo/kv/x --data 1
+exec 3<&-; ns 'mount kv /kv'; lists $V/kv 'x '; exec 3< $V/kv
+ns 'mount kv /kv' 'mount secrets /kv/more'; lists $V/kv 'more x '
+ns 'mount kv /kv disabled'; ! ls $V/kv 2>&1
+"""
+
+
+def test_nothing_stale_is_seen_where_more_than_one_service_is_mounted(machine: Machine) -> None:
+    machine.run("mount", "--agent", "demo", "--fuse-binding=wire")
+    done = machine.shell(UNIONS)
+    assert done.returncode == 0, done
+
+
 SIZES = """
 import os, random, sys
 top = sys.argv[1]

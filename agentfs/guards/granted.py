@@ -63,7 +63,10 @@ class Granted(Selective, View):
 
     def _masked(self, st: Stat) -> Stat:
         hidden = self._hidden or (0o222 if self._only_calls and st.kind is not Kind.CALL else 0)
-        return msgspec.structs.replace(st, mode=st.mode & ~hidden) if hidden else st
+        if not hidden:
+            return st
+        lists = st.lists and hidden != 0o777  # nor may what was listed before
+        return msgspec.structs.replace(st, mode=st.mode & ~hidden, lists=lists)
 
     def lacks(self, name: str, *, is_change: bool) -> bool:
         is_refused = is_change and (self._hidden or self._only_calls)

@@ -222,11 +222,13 @@ class Dir:
     is_protected: Callable[[At], Awaitable[bool]] | None = None
     facets: tuple[Facet, ...] | None = None
     fixed: Mapping[str, Node] = field(init=False, repr=False)  # the entries by name
+    has_logs: bool = field(init=False, repr=False)
     slot: tuple[str, str, str] = field(init=False, repr=False)  # prefix, parameter and suffix of the pattern of each
     kind: ClassVar[Kind] = Kind.DIR
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "fixed", {entry.name: entry for entry in reversed(self.entries)})
+        object.__setattr__(self, "has_logs", any(isinstance(node, Stream) for node in (*self.entries, self.each)))
         prefix, _, rest = (self.each.name if self.each else "{}").partition("{")
         param, _, suffix = rest.partition("}")
         object.__setattr__(self, "slot", (prefix, param, suffix))

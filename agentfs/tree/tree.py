@@ -166,7 +166,7 @@ class Tree(Selective, FileService):
             mode = node.mode(self._principal) | (S_ISVTX if node.is_protected and await node.is_protected(at) else 0)
             at_ns = self._changed(node.facets) if node.facets else 0
             until = at.until if at.until is None or node.facets is None else (*at.until, *node.facets)
-            lists = node.each is None or node.facets is not None
+            lists = (node.each is None or node.facets is not None) and not node.has_logs  # of which X.1 comes and goes
             return Stat(name, mode, 0, at_ns, Qid(number, at_ns), Kind.DIR, until, at.until, lists)
         if isinstance(node, Stream):
             heads = await (await node.log(at)).heads()

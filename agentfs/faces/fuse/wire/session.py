@@ -138,12 +138,12 @@ class Session:
             self._waiting[unique] = worker
         try:
             self._answer(unique, await _go_on(coro, trap))
-        except trio.Cancelled:
-            if worker.is_stopped:
-                self._device.refuse(unique, errno.EINTR)
-            raise
         except Exception as exc:  # noqa: BLE001 - its errno is the answer
             self._refuse(message, exc)
+        except BaseException as exc:
+            if not worker.is_stopped or isinstance(exc, KeyboardInterrupt | SystemExit):
+                raise
+            self._device.refuse(unique, errno.EINTR)  # its cancellation, or a group with it, ends here
         finally:
             self._waiting.pop(unique, None)
         return True
