@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 import os
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
@@ -236,6 +236,68 @@ async def test_an_interrupt_ends_the_read_it_is_about_and_no_other() -> None:
         asked = await kernel.send(Op.WRITE, p.WRITE_IN.pack(fh, 0, len(line), 0, 0, 0, 0) + line, node=node)
         answers = sorted([await kernel.answer() for _ in range(3)])
         assert answers == sorted([(readers[0], 0, b"x\n"), (readers[2], 0, b"x\n"), (asked, 0, p.WRITE_OUT.pack(7, 0))])
+
+
+async def test_who_is_told_of_before_it_is_put_away_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel does not know a number yet whose answer it has; it would then keep it, and the name."""
+    told: list[int] = []
+
+    def notify(code: int, body: bytes) -> bool:
+        told.append(code)
+        return code != Notify.INVAL_INODE
+
+    tree = Promised(Tree(Dir(name="d", entries=[File(name="f", read=fixed)])))
+    async with pair(tree) as (kernel, session, core), trio.open_nursery() as nursery:
+        monkeypatch.setattr(session._device, "notify", notify)
+        await kernel.send(Op.INIT, hello(), node=0)
+        await session.greet()
+        await kernel.answer()
+        nursery.start_soon(session.run)
+        await kernel.ask(Op.LOOKUP, b"d\0")
+        core._names.clear()
+        core.changed(FACET)
+        assert told == [Notify.INVAL_INODE, Notify.INC_EPOCH]
+        with trio.fail_after(PATIENCE_S):
+            while len(told) < 4:
+                await trio.lowlevel.checkpoint()
+        assert told[2:] == [Notify.INC_EPOCH, Notify.INVAL_INODE]
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_is_forgotten_is_recalled_no_more() -> None:
+    tree = Promised(Tree(Dir(name="d", entries=[File(name="f", read=fixed)])))
+    async with serving(tree) as (kernel, core):
+        found = p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, b"d\0"))[1])
+        await kernel.ask(Op.LOOKUP, b"d\0")
+        await kernel.send(Op.FORGET, p.FORGET_IN.pack(1), node=found[0])
+        core.changed(FACET)
+        assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
+        assert await kernel.answer() == (0, -Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(found[0], -1, 0))
+        await kernel.ask(Op.LOOKUP, b"d\0")
+        await kernel.send(Op.FORGET, p.FORGET_IN.pack(2), node=found[0])
+        assert (await kernel.ask(Op.STATFS))[0] == 0
+        core.changed(FACET)
+        assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
+        assert (await kernel.ask(Op.STATFS))[0] == 0
+
+
+class Torn(View):
+    """Listing fails behind the first page."""
+
+    async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
+        if after:
+            raise OSError(errno.ENOBUFS, "torn")
+        return await super().list(path, after, limit)
+
+
+async def test_a_listing_that_fails_half_way_counts_nothing() -> None:
+    async with serving(Torn(Scratch())) as (kernel, core):
+        _, entry = await kernel.ask(Op.LOOKUP, b"big\0")
+        node, before = p.ENTRY_OUT.unpack(entry)[0], len(core.inodes)
+        _, text = await kernel.ask(Op.OPENDIR, p.OPEN_IN.pack(0, 0), node=node)
+        body = p.READ_IN.pack(p.OPEN_OUT.unpack(text)[0], 0, 1 << 20, 0, 0, 0, 0)
+        assert (await kernel.ask(Op.READDIRPLUS, body, node=node))[0] == errno.ENOBUFS
+        assert len(core.inodes) == before
 
 
 class Grouped(View):

@@ -66,6 +66,14 @@ def test_auto_takes_pyfuse3_where_wire_cannot_be_used(tmp_path: Path) -> None:
     assert line.startswith("binding wire does not work here, pyfuse3 is used: ") and "no such thing here" in line
 
 
+def test_a_kernel_that_is_too_old_leaves_no_mount_behind(tmp_path: Path) -> None:
+    with serving("old", tmp_path / "a") as child:
+        assert shell(f"cat {tmp_path}/a/file") == "here\n"
+        assert Path("/proc/self/mountinfo").read_text().count(f" {tmp_path}/a ") == 1
+        child.terminate()
+        assert "the kernel speaks FUSE 7." in child.communicate(timeout=TIMEOUT_S)[1]
+
+
 def test_commands_that_wait_do_not_hold_each_other_up(tmp_path: Path) -> None:
     """The kernel holds the lock of an inode while it writes; each command has one of its own."""
     with serving("meet", tmp_path / "a"):

@@ -1,7 +1,8 @@
 """A child that serves a small tree in ways a test asks for: ``wirechild.py TRICK PLACE...``. Says ``serving``, stays.
 
-``two``: by wire at two places; ``fusermount``: as who may not mount; ``broken``: wire cannot be used; ``meet``: a
-command that waits for others; ``files``: the file that the environment names, which only the kernel can read.
+``two``: by wire at two places; ``fusermount``: as who may not mount; ``broken``: wire cannot be used; ``old``: nor the
+kernel, which is too old for it; ``meet``: a command that waits for others; ``files``: the file that the environment
+names, which only the kernel can read.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from agentfs.errors import error
 from agentfs.faces.fuse import mount
 from agentfs.faces.fuse.binding import Options
 from agentfs.faces.fuse.wire import binding as wire
-from agentfs.faces.fuse.wire import mounting
+from agentfs.faces.fuse.wire import mounting, protocol
 from agentfs.providers.containers.opened import HostHandle
 from agentfs.service import FileHandle, FileService
 from agentfs.tree import At, Ctl, File, Tree
@@ -102,7 +103,9 @@ async def main(*words: str) -> None:
         mounting._directly = forbidden
     if trick == "broken":
         vars(wire)["mounted"] = absent
-    binding = "auto" if trick == "broken" else "wire"
+    if trick == "old":
+        vars(protocol)["OLDEST_MINOR_VERSION"] = 99
+    binding = "auto" if trick in ("broken", "old") else "wire"
     with trio.open_signal_receiver(signal.SIGTERM) as signals:
         async with trio.open_nursery() as nursery:
             for place in places:

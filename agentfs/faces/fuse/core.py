@@ -74,6 +74,7 @@ class Core:
         self._keeps, self.turn = keeps, 0
         self._kept: dict[Facet, set[int]] = {}  # whose attributes each change has the kernel forget
         self._names: set[Facet] = set()  # what has it forget names
+        self._held: dict[int, set[Facet]] = {}  # the same by number
         self._sized: set[int] = set()  # files whose size it may have kept
         self.recall: Callable[[Collection[int], bool], None] = lambda numbers, names: None  # of a binding that can
         self.alone = _ALONE if aliases else frozenset()
@@ -118,7 +119,10 @@ class Core:
     def forget(self, ino: int, count: int) -> None:
         """The kernel dropped *count* lookups."""
         self.inodes.forget(ino, count)
-        self._sized.discard(ino)
+        if ino not in self.inodes:
+            self._sized.discard(ino)
+            for facet in self._held.pop(ino, ()):
+                self._kept.get(facet, set()).discard(ino)
 
     async def mkdir(self, parent: int, name: bytes) -> Attr:
         """Make a directory; counts one lookup."""
@@ -193,6 +197,7 @@ class Core:
             return False
         for facet in stat.until:
             self._kept.setdefault(facet, set()).add(node.ino)
+            self._held.setdefault(node.ino, set()).add(facet)
         if not stat.is_dir:
             self._sized.add(node.ino)
         return True

@@ -25,6 +25,14 @@ class Known(Protocol):
     alone: frozenset[Kind]
     turn: int
 
+    def attr(self, node: Node, stat: Stat) -> Attr:
+        """What the kernel is told of *node* where it keeps nothing."""
+        ...
+
+    def forget(self, ino: int, count: int) -> None:
+        """The kernel knows *ino* by *count* lookups less."""
+        ...
+
     def told(self, node: Node, stat: Stat, turn: int) -> Attr:
         """What the kernel is told of *node*, which at *turn* was what *stat* says."""
         ...
@@ -73,19 +81,27 @@ class Directories:
         if fh not in self._listings:
             raise error(errno.EBADF, detail=f"no open directory {fh}")
         top, listing = self._listings[fh]
-        listing.path = top.path
-        while (found := await listing.at(index))[0]:
-            page, turn = found
-            for stat in page:
-                index += 1
-                node = self._inodes.see(join(listing.path, stat.name), stat)
-                attr = self._known.told(node, stat, turn)
-                is_counted = is_lookup and stat.kind not in self._known.alone
-                is_taken = emit(os.fsencode(stat.name), attr if is_counted else attr._replace(node=0), index)
-                node.lookups += is_taken and is_counted
-                self._inodes.drop(node)
-                if not is_taken:
-                    return
+        listing.path, counted = top.path, list[Node]()
+        try:
+            while (found := await listing.at(index))[0]:
+                page, turn = found
+                for stat in page:
+                    index += 1
+                    node = self._inodes.see(join(listing.path, stat.name), stat)
+                    is_counted = is_lookup and stat.kind not in self._known.alone
+                    attr = self._known.told(node, stat, turn) if is_counted else self._known.attr(node, stat)
+                    is_taken = emit(os.fsencode(stat.name), attr if is_counted else attr._replace(node=0), index)
+                    if is_taken and is_counted:
+                        node.lookups += 1
+                        counted.append(node)
+                    else:
+                        self._known.forget(node.ino, 0)
+                    if not is_taken:
+                        return
+        except BaseException:
+            for node in counted:  # nobody gets to know of them
+                self._known.forget(node.ino, 1)
+            raise
 
     def close(self, fh: int) -> None:
         """The directory is closed."""

@@ -57,6 +57,9 @@ class Inodes:
     def __len__(self) -> int:
         return len(self._by_ino) + len(self._aliases)
 
+    def __contains__(self, ino: int) -> bool:
+        return ino in self._by_ino
+
     def get(self, ino: int) -> Node:
         """The live node of *ino*, or of an alias. ESTALE when its file was removed or replaced."""
         node = self._by_ino.get(ino) or self._aliases.get(ino)

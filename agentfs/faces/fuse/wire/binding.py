@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
+import trio
+
 from agentfs.faces.fuse.binding import Options, Serving
 from agentfs.faces.fuse.core import Core
+from agentfs.faces.fuse.place import topmost
+from agentfs.faces.fuse.removal import clear
 from agentfs.faces.fuse.wire.device import Device
 from agentfs.faces.fuse.wire.mounting import mounted
 from agentfs.faces.fuse.wire.session import Session
@@ -30,6 +34,13 @@ class Wire:
 
         try:
             await session.greet()
+        except BaseException:
+            device.close()
+            with trio.CancelScope(shield=True):
+                if (ours := topmost(place)) is not None:  # nobody else would take it off
+                    await clear(ours)
+            raise
+        try:
             yield serve
         finally:
             device.close()

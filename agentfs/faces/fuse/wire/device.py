@@ -85,17 +85,22 @@ class Device:
         """Answer with the errno *code*."""
         self._send(unique, -code, b"")
 
-    def notify(self, code: int, body: bytes) -> None:
-        """Tell the kernel something by itself; what it does not know, it ignores."""
-        self._send(0, code, body)
+    def notify(self, code: int, body: bytes) -> bool:
+        """Tell the kernel something by itself; whether it knows what that is about (yet, or still)."""
+        return self._send(0, code, body)
 
-    def _send(self, unique: int, code: int, body: bytes) -> None:
+    def _send(self, unique: int, code: int, body: bytes) -> bool:
+        if self.fd < 0:
+            return False
         try:
             os.writev(self.fd, (OUT_HEADER.pack(OUT_HEADER.size + len(body), code, unique), body))
         except OSError as exc:
             if exc.errno not in _LOST:
                 log.error("answer %d of %d bytes: %s", code, len(body), exc)
+            return False
+        return True
 
     def close(self) -> None:
-        """Let the kernel know that nobody serves any more."""
-        os.close(self.fd)
+        """Let the kernel know that nobody serves any more. What is sent from now on is lost."""
+        fd, self.fd = self.fd, -1
+        os.close(fd)

@@ -64,8 +64,7 @@ async def _by_fusermount(place: str, options: Options) -> int:
         if done.returncode:
             raise error(errno.EACCES, place, f"{said}; is {DEVICE} open to this user?")
         theirs.close()
-        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
     if not fds:
         raise error(errno.EACCES, place, f"fusermount3 gave no descriptor: {said}")
-    os.set_inheritable(fds[0], False)
     return fds[0]

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 _AT_A_TIME: Final = 64
 _SPARE: Final = 16
 _PAGE: Final = 4096
+_PUT_AWAY_S: Final = 0.02
 _BACKGROUND: Final = 64
 _WANTED: Final = (
     Init.ASYNC_READ | Init.ATOMIC_O_TRUNC | Init.BIG_WRITES | Init.AUTO_INVAL_DATA | Init.DO_READDIRPLUS
@@ -166,11 +167,25 @@ class Session:
         self._device.notify(Notify.POLL, p.NOTIFY_POLL.pack(key))
 
     def _recall(self, nodes: Collection[int], names: bool) -> None:
-        """Have the kernel ask anew for the attributes of *nodes* and for all *names*. Neither waits for a lock."""
+        """Have the kernel ask anew for the attributes of *nodes* and for all *names*. Neither waits for a lock.
+
+        A node that it does not know may be one that it was told of just now and has not put away yet: then it must
+        not trust the name either, and is told once more in case it put both away later still.
+        """
+        if missed := self._tell(nodes, names):
+            if not names:
+                self._tell((), names=True)
+            self._nursery.start_soon(self._tell_later, missed)
+
+    def _tell(self, nodes: Collection[int], names: bool) -> list[int]:
         if names and self._operations.keeps_names:
             self._device.notify(Notify.INC_EPOCH, b"")
-        for node in nodes:
-            self._device.notify(Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(node, -1, 0))
+        notice, pack = self._device.notify, p.NOTIFY_INVAL_INODE.pack
+        return [node for node in nodes if not notice(Notify.INVAL_INODE, pack(node, -1, 0))]
+
+    async def _tell_later(self, nodes: Collection[int]) -> None:
+        await trio.sleep(_PUT_AWAY_S)
+        self._tell(nodes, names=True)
 
     def _interrupt(self, unique: int) -> None:
         worker = self._waiting.get(unique)
