@@ -21,7 +21,7 @@ from agentfs.faces.fuse.core import Core
 from agentfs.faces.fuse.wire import protocol as p
 from agentfs.faces.fuse.wire.device import Device
 from agentfs.faces.fuse.wire.operations import SILENT
-from agentfs.faces.fuse.wire.protocol import Init, Notify, Op
+from agentfs.faces.fuse.wire.protocol import FOpen, Init, Notify, Op
 from agentfs.faces.fuse.wire.session import Session
 from agentfs.service import FileService
 from agentfs.tree import At, Ctl, Dir, File, Tree
@@ -279,6 +279,26 @@ async def test_what_is_forgotten_is_recalled_no_more() -> None:
         core.changed(FACET)
         assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
         assert (await kernel.ask(Op.STATFS))[0] == 0
+
+
+class Listed(Promised):
+    """Its directories say when their names change."""
+
+    async def stat(self, path: Path) -> Stat:
+        st = await super().stat(path)
+        return replace(st, lists=st.is_dir)
+
+
+async def test_one_reader_at_a_time_has_the_kernel_keep_a_listing() -> None:
+    """Of two it would keep what one has got under the mtime that the other finds later."""
+    async with serving(Listed(Tree(Dir(name="d", entries=[File(name="f", read=fixed)])))) as (kernel, _):
+        node = p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, b"d\0"))[1])[0]
+        opened = [p.OPEN_OUT.unpack((await kernel.ask(Op.OPENDIR, bytes(8), node=node))[1]) for _ in range(2)]
+        assert [bool(flags & FOpen.CACHE_DIR) for _, flags, _ in opened] == [True, False]
+        for (fh, _, _), is_kept in zip(reversed(opened), (False, True), strict=True):
+            assert await kernel.ask(Op.RELEASEDIR, p.RELEASE_IN.pack(fh, 0, 0, 0), node=node) == (0, b"")
+            _, text = await kernel.ask(Op.OPENDIR, bytes(8), node=node)
+            assert bool(p.OPEN_OUT.unpack(text)[1] & FOpen.CACHE_DIR) is is_kept
 
 
 class Torn(View):

@@ -52,6 +52,7 @@ class Directories:
     def __init__(self, service: FileService, inodes: Inodes, known: Known, numbers: Iterator[int]) -> None:
         self._service, self._inodes, self._known, self._numbers = service, inodes, known, numbers
         self._listings: dict[int, tuple[Node, Listing]] = {}
+        self._kept: dict[int, int] = {}  # directories the kernel may keep entries of: by which open one
         self._walking: dict[int, tuple[int, Node]] = {}  # open protected directories: thread and node
 
     def is_walked(self, path: Path, tid: int) -> bool:
@@ -59,7 +60,10 @@ class Directories:
         return any(walker == tid and path.startswith(f"{node.path}/") for walker, node in self._walking.values())
 
     async def open(self, ino: int, tid: int) -> OpenedDirectory:
-        """Open the directory for thread *tid*. ENOTDIR."""
+        """Open the directory for thread *tid*. ENOTDIR.
+
+        The kernel keeps what one reader gets under the mtime that another may find later: only one at a time may.
+        """
         node, turn = self._inodes.get(ino), self._known.turn
         stat = await self._known.stat(node)
         if not stat.is_dir:
@@ -68,7 +72,10 @@ class Directories:
         if stat.mode & _stat.S_ISVTX:
             self._walking[fh] = tid, node
         self._listings[fh] = node, Listing(self._service, node.path, lambda: self._known.turn)
-        return OpenedDirectory(fh, stat.lists and self._known.holds(node, stat, turn))
+        keeps = stat.lists and node.ino not in self._kept and self._known.holds(node, stat, turn)
+        if keeps:
+            self._kept[node.ino] = fh
+        return OpenedDirectory(fh, keeps)
 
     async def read(
         self, fh: int, index: int, emit: Callable[[bytes, Attr, int], bool], *, is_lookup: bool = True
@@ -105,5 +112,7 @@ class Directories:
 
     def close(self, fh: int) -> None:
         """The directory is closed."""
-        self._listings.pop(fh, None)
+        top, _ = self._listings.pop(fh, (None, None))
+        if top is not None and self._kept.get(top.ino) == fh:
+            del self._kept[top.ino]
         self._walking.pop(fh, None)
