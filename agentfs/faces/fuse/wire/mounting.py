@@ -64,7 +64,8 @@ async def _by_fusermount(place: str, options: Options) -> int:
         if done.returncode:
             raise error(errno.EACCES, place, f"{said}; is {DEVICE} open to this user?")
         theirs.close()
-        _, fds, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
+        _, fds, _, _ = socket.recv_fds(ours, 1, 1)
     if not fds:
         raise error(errno.EACCES, place, f"fusermount3 gave no descriptor: {said}")
+    os.set_inheritable(fds[0], False)
     return fds[0]
