@@ -121,10 +121,11 @@ async def test_what_is_agreed_upon() -> None:
         assert (await kernel.answer())[1] == errno.EIO
         assert p.INIT_OUT.unpack((await kernel.answer())[2])[:2] == NEWEST, "a newer kernel asks again"
         _, code, text = await kernel.answer()
-        major, minor, readahead, flags, _, _, max_write, _, max_pages, *_ = p.INIT_OUT.unpack(text)
+        major, minor, readahead, flags, background, _, max_write, _, max_pages, *_ = p.INIT_OUT.unpack(text)
         assert (code, major, minor, readahead) == (0, *NEWEST, 1 << 17)
         assert flags == Init.BIG_WRITES | Init.MAX_PAGES
         assert max_write == max_pages * 4096 == 1 << 20
+        assert background > 4096, "readers that wait hold up no close"
 
 
 @pytest.mark.parametrize("version", [(6, 99), (7, 30), (0, 0)])

@@ -106,7 +106,9 @@ call() { curl -sSf -o /dev/null -H "Authorization: Bearer $TOKEN" -X "$1" "$URL/
 for i in 1 2 3; do
   call PUT agents/demo/kv/here --data x; cat $M/agents/demo/kv/here $M/views/demo/kv/here; ls $M/views/demo/kv
   [ -k $M/agents/demo ]; cd $M/agents/demo/kv
+  before=$(stat -c %y $M/agents/demo/status)
   printf 'mount kv /kv read_only\\n' | call PUT agents/demo/ns --data-binary @-
+  [ "$before" != "$(stat -c %y $M/agents/demo/status)" ]  # it tells of the budgets that are mounted
   [ "$(stat -c %A $M/views/demo/kv)" = dr-x------ ]; ! stat $M/views/demo/secrets 2>&1
   echo preset | call PUT agents/demo/ns --data-binary @-
   [ "$(stat -c %A $M/views/demo/kv)" = drwx------ ]; stat $M/views/demo/secrets > /dev/null

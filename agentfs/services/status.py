@@ -10,9 +10,9 @@ from __future__ import annotations
 
 from agentfs.services import Scope, Service, document
 from agentfs.tree import At, File, Info, Tree
-from agentfs.types import Path
+from agentfs.types import AGENTS, Path
 
-_FACETS = ("agents", "states", "inbox", "alarms", "kv", "lifecycle", "accounts", "identities")
+_FACETS = ("states", "inbox", "alarms", "kv", "lifecycle", "accounts", "identities")
 
 
 def status(scope: Scope) -> Tree:
@@ -24,10 +24,11 @@ def status(scope: Scope) -> Tree:
         budget = {service: await account.usage() for service, account in accounts.items()}
         return document({**await engine.status(scope.agent), "budget": budget})
 
-    until = tuple((scope.agent, facet) for facet in _FACETS)
+    until = (AGENTS, *((scope.agent, facet) for facet in _FACETS))
 
     async def info(at: At) -> Info:
-        version = scope.engine.core.versions.of(scope.agent, *_FACETS)
+        versions = scope.engine.core.versions
+        version = max(versions.of(*AGENTS), versions.of(scope.agent, *_FACETS))
         return Info(version, 0, version, until)
 
     return scope.tree(File(name="status", read=read, info=info))

@@ -28,7 +28,7 @@ _AT_A_TIME: Final = 64
 _SPARE: Final = 16
 _PAGE: Final = 4096
 _PUT_AWAY_S: Final = 0.02
-_BACKGROUND: Final = 64
+_BACKGROUND: Final = 0xFFFF  # reads that wait there (aio) must not hold up the releases, which go there too
 _WANTED: Final = (
     Init.ASYNC_READ | Init.ATOMIC_O_TRUNC | Init.BIG_WRITES | Init.AUTO_INVAL_DATA | Init.DO_READDIRPLUS
     | Init.READDIRPLUS_AUTO | Init.ASYNC_DIO | Init.PARALLEL_DIROPS | Init.ABORT_ERROR | Init.MAX_PAGES | Init.INIT_EXT
