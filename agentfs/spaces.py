@@ -172,11 +172,11 @@ class Room:
         if version != self._seen:
             async with self._lock:
                 script = self._mounts.script_of(await self._engine.row(self.agent))
-                is_new, self._seen = script != self._script, version
-                if is_new:
-                    await self._mount(script)
-            if is_new:
-                self.names = frozenset([st.name for st in await self.space.list(ROOT)])
+                with anyio.CancelScope(shield=True):  # nobody would do the other half
+                    is_new, self._seen = script != self._script, version
+                    if is_new:
+                        await self._mount(script)
+                        self.names = frozenset([st.name for st in await self.space.list(ROOT)])
 
     async def _mount(self, script: str) -> None:
         kept: dict[tuple[str, tuple[str, ...]], Granted] = {}

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+from typing import Any
 
+import anyio
+import anyio.lowlevel
 import msgspec
 import pytest
 from engines import Script, dead, fails, lines, running, send, settings, settle
@@ -15,6 +18,7 @@ from agentfs.engine.settings import parse_settings
 from agentfs.engine.trigger import Trigger
 from agentfs.grants import LEVELS, PRESETS, parse
 from agentfs.house import build
+from agentfs.namespace import Namespace
 from agentfs.ports import Store
 from agentfs.providers.clock import ManualClock
 from agentfs.rows import AgentRow
@@ -115,6 +119,42 @@ async def test_whose_word_counts_for_a_cost(store: Store, clock: ManualClock) ->
             await put(by, b'{"receipt": 1, "cost_usd": 0}', f"{path}{made['id']}/result")
             spent.append((await load(tree, f"agents/a/effects/{made['id']}/status"))["spent_usd"])
         assert spent == [50, 0]
+
+
+async def test_who_gives_up_while_rights_are_taken_back_leaves_none_behind(
+    store: Store, clock: ManualClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever looks first after a change mounts anew; a signal may end its look-up half-way."""
+    async with running(store, clock) as engine:
+        house, spaces = build(engine, DEFAULT, lambda config: None, {})
+        await engine.create("a", settings())
+        own, replay, listing = house.attach(Principal("agent", "a")), Namespace.replay, Namespace.list
+        handle = await own.create(Path("schedule/x"), Mode.WRITE)
+        other = await own.create(Path("kv/x"), Mode.WRITE)
+
+        def replayed(*args: Any, **options: Any) -> None:
+            replay(*args, **options)
+            scope.cancel()
+
+        async def listed(*args: Any) -> Any:
+            await anyio.lowlevel.checkpoint()  # as a store does that is asked for something
+            return await listing(*args)
+
+        async def unseen(agent: str) -> None:
+            """Not yet."""
+
+        monkeypatch.setattr(engine, "_remounted", unseen)
+        await engine.remount("a", "mount kv /kv read_only\nmount schedule /schedule read_only\nmount config /\n", None)
+        with anyio.CancelScope() as scope, monkeypatch.context() as patched:
+            patched.setattr(Namespace, "replay", replayed)
+            patched.setattr(Namespace, "list", listed)
+            await own.stat(Path("kv"))
+        await fails(errno.ENOENT, own.stat(Path("status")))
+        assert spaces.room("a").names == {"kv", "schedule", "config"}, "what a token of the agent may lead to"
+        await fails(errno.EACCES, handle.write(b'{"in_ms": 5}', 0))
+        await fails(errno.EACCES, other.write(b"x", 0))
+        for each in (handle, other):
+            await each.aclose()
 
 
 async def test_a_change_of_autonomy_counts_at_once(store: Store, clock: ManualClock) -> None:
