@@ -52,7 +52,7 @@ def test_two_mounts_of_one_process(tmp_path: Path) -> None:
 def test_mounting_by_fusermount(tmp_path: Path) -> None:
     with serving("fusermount", tmp_path / "a") as child:
         assert shell(f"cat {tmp_path}/a/file; findmnt -no FSTYPE,SOURCE {tmp_path}/a") == "here\nfuse.agentfs agentfs\n"
-        kept = [fd.name for fd in Path(f"/proc/{child.pid}/fd").iterdir() if os.readlink(fd) == "/dev/fuse"]
+        kept = [fd.name for fd in Path(f"/proc/{child.pid}/fd").iterdir() if fd.readlink() == Path("/dev/fuse")]
         flags = [Path(f"/proc/{child.pid}/fdinfo/{fd}").read_text().split()[3] for fd in kept]
         assert len(flags) == 1 and int(flags[0], 8) & os.O_CLOEXEC, "no program that is started here holds the mount"
         child.terminate()

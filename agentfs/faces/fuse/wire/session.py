@@ -10,6 +10,7 @@ import errno
 import logging
 import types
 from collections.abc import Collection, Coroutine, Generator
+from time import monotonic
 from typing import Any, Final, cast
 
 import trio
@@ -24,7 +25,7 @@ from agentfs.faces.fuse.wire.protocol import Init, Notify, Op
 
 log = logging.getLogger(__name__)
 
-_AT_A_TIME: Final = 64
+_TURN_S: Final = 0.002  # then others have theirs: one message may be a thousand names
 _SPARE: Final = 16
 _PAGE: Final = 4096
 _PUT_AWAY_S: Final = 0.02
@@ -99,17 +100,17 @@ class Session:
 
     async def _lead(self, worker: _Worker) -> None:
         """Take and answer messages up to the first that has to wait, and then that one only."""
-        left = _AT_A_TIME
+        ends = monotonic() + _TURN_S
         while True:
             message = self._take()
             if message is None:
                 await self._device.wait()
-                left = _AT_A_TIME
+                ends = monotonic() + _TURN_S
             elif await self._serve(message, worker):
                 return
-            elif not (left := left - 1):
+            elif monotonic() > ends:
                 await trio.lowlevel.checkpoint()
-                left = _AT_A_TIME
+                ends = monotonic() + _TURN_S
 
     def _take(self) -> Message | None:
         while True:
