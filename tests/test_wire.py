@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import socket
 import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -17,112 +14,14 @@ import trio
 from fusescratch import Scratch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from msgspec.structs import replace
+from wirekernel import FOLLOW, NEWEST, PATIENCE_S, fixed, hello, pair, read_in, serving
 
-from agentfs.faces.fuse.core import Core
 from agentfs.faces.fuse.wire import protocol as p
-from agentfs.faces.fuse.wire.device import Device
 from agentfs.faces.fuse.wire.operations import SILENT
-from agentfs.faces.fuse.wire.protocol import FOpen, Init, Notify, Op
-from agentfs.faces.fuse.wire.session import Session
-from agentfs.service import FileService
-from agentfs.tree import At, Ctl, Dir, File, Tree
-from agentfs.types import Facet, Path, Stat
+from agentfs.faces.fuse.wire.protocol import Init, Op
+from agentfs.tree import Ctl, File, Tree
+from agentfs.types import Path, Stat
 from agentfs.views import View
-
-PATIENCE_S = 10
-FACET: Facet = ("", "agents")
-NEWEST = (7, 45)
-FOLLOW = b"log@follow\0"
-
-
-class Kernel:
-    """The kernel's end: sends messages, takes answers. One at a time."""
-
-    def __init__(self, end: socket.socket) -> None:
-        self._end = trio.socket.from_stdlib_socket(end)
-        self._unique = self._taken = 0
-
-    async def send(self, op: int, body: bytes = b"", *, node: int = 1, length: int | None = None) -> int:
-        """Send one message; its number."""
-        await trio.lowlevel.wait_writable(self._end.fileno())
-        return self.put(op, body, node=node, length=length)
-
-    def put(self, op: int, body: bytes = b"", *, node: int = 1, length: int | None = None) -> int:
-        """Send one message at once, letting nobody else have a turn; its number."""
-        self._unique += 2
-        size = p.IN_HEADER.size + len(body) if length is None else length
-        header = p.IN_HEADER.pack(size, op, self._unique, node, 0, 0, os.getpid(), 0, 0)
-        os.write(self._end.fileno(), header + body)
-        return self._unique
-
-    async def answer(self) -> tuple[int, int, bytes]:
-        """The next answer: number, errno and body."""
-        with trio.fail_after(PATIENCE_S):
-            text = await self._end.recv(1 << 21)
-        size, code, unique = p.OUT_HEADER.unpack_from(text)
-        assert size == len(text)
-        assert -512 < code <= 0 or unique == 0
-        return unique, -code, text[p.OUT_HEADER.size :]
-
-    def waiting(self) -> int:
-        """How many answers wait; they are taken."""
-        with contextlib.suppress(BlockingIOError):
-            while os.read(self._end.fileno(), 1 << 16):
-                self._taken += 1
-        return self._taken
-
-    async def ask(self, op: int, body: bytes = b"", *, node: int = 1) -> tuple[int, bytes]:
-        """Errno and body of the answer to one message."""
-        number = await self.send(op, body, node=node)
-        unique, code, text = await self.answer()
-        assert unique == number
-        return code, text
-
-    async def is_well(self) -> bool:
-        """Whether the root is still what it was."""
-        code, text = await self.ask(Op.GETATTR, bytes(p.GETATTR_IN.size))
-        return code == 0 and len(text) == p.ATTR_OUT.size
-
-    async def opened(self, name: bytes, flags: int = os.O_RDONLY) -> tuple[int, int]:
-        """Node and handle of a file of the root."""
-        code, entry = await self.ask(Op.LOOKUP, name)
-        assert code == 0
-        node = p.ENTRY_OUT.unpack(entry)[0]
-        code, text = await self.ask(Op.OPEN, p.OPEN_IN.pack(flags, 0), node=node)
-        assert code == 0
-        return node, p.OPEN_OUT.unpack(text)[0]
-
-
-def hello(version: tuple[int, int] = NEWEST, flags: int = 0xFFFFFFFF) -> bytes:
-    return p.INIT_IN.pack(*version, 1 << 17, flags) + p.INIT_IN_EXT.pack(0xFFFFFFFF) + bytes(44)
-
-
-@asynccontextmanager
-async def pair(service: FileService | None = None) -> AsyncIterator[tuple[Kernel, Session, Core]]:
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    device = Device(theirs.detach())
-    core = Core(service or Scratch(), aliases=True, keeps=True)
-    with ours:
-        yield Kernel(ours), Session(core, device), core
-    device.close()
-
-
-@asynccontextmanager
-async def serving(service: FileService | None = None) -> AsyncIterator[tuple[Kernel, Core]]:
-    async with pair(service) as (kernel, session, core), trio.open_nursery() as nursery:
-        core.start(nursery)
-        await kernel.send(Op.INIT, hello(), node=0)
-        await session.greet()
-        await kernel.answer()
-        nursery.start_soon(session.run)
-        yield kernel, core
-        nursery.cancel_scope.cancel()
-
-
-def read_in(fh: int, size: int = 4096) -> bytes:
-    return p.READ_IN.pack(fh, 0, size, 0, 0, 0, 0)
-
 
 # -- the greeting ------------------------------------------------------------------------------------------------------
 
@@ -152,10 +51,6 @@ async def test_an_old_kernel_is_refused(version: tuple[int, int]) -> None:
         assert (await kernel.answer())[1] == errno.EPROTO
 
 
-async def fixed(at: At) -> bytes:
-    return b"fixed"
-
-
 # -- requests ----------------------------------------------------------------------------------------------------------
 
 
@@ -165,10 +60,8 @@ async def test_what_is_absent_is_told_so_that_it_is_asked_for_once_only() -> Non
         Op.COPY_FILE_RANGE_64, Op.FALLOCATE, Op.STATX,
     }  # fmt: skip
     refused = {Op.SYMLINK: errno.EPERM, Op.LINK: errno.EPERM, Op.READLINK: errno.EINVAL}
-    strange: set[int] = {
-        Op.INIT, Op.GETLK, Op.SETLK, Op.SETLKW, Op.BMAP, Op.NOTIFY_REPLY, Op.SETUPMAPPING, Op.REMOVEMAPPING, Op.SYNCFS,
-        Op.TMPFILE, 7, 19, 54, 4096, 0xFFFFFFFF,
-    }  # fmt: skip
+    strange = {Op.INIT, Op.GETLK, Op.SETLK, Op.SETLKW, Op.BMAP, Op.NOTIFY_REPLY, Op.SETUPMAPPING, Op.REMOVEMAPPING,
+               Op.SYNCFS, Op.TMPFILE, 7, 19, 54, 4096, 0xFFFFFFFF}  # fmt: skip
     async with serving() as (kernel, _):
         for op in absent:
             assert await kernel.ask(op, bytes(64)) == (errno.ENOSYS, b""), op
@@ -195,48 +88,6 @@ async def test_lookups_are_forgotten_exactly() -> None:
         assert len(core.inodes) == before
 
 
-class Promised(View):
-    """What is known to stay does so until a facet changes."""
-
-    async def stat(self, path: Path) -> Stat:
-        st = await super().stat(path)
-        until, named = (None if promise is None else (FACET,) for promise in (st.until, st.named))
-        return replace(st, until=until, named=named)
-
-
-async def test_what_lasts_is_kept_until_the_kernel_is_told() -> None:
-    tree = Promised(Tree(File(name="fixed", read=fixed), Dir(name="d", entries=[File(name="f", read=fixed)])))
-    async with serving(tree) as (kernel, core):
-        found = [p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, name))[1]) for name in (b"d\0", b"fixed\0")]
-        (directory, _, name_s, attributes_s, *_), (_, _, file_s, none, *_) = found
-        assert min(name_s, attributes_s, file_s) > 60 and none == 0
-        _, text = await kernel.ask(Op.GETATTR, bytes(p.GETATTR_IN.size), node=directory)
-        assert p.ATTR_OUT.unpack(text)[0] > 60
-        core.changed(FACET)
-        assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
-        assert await kernel.answer() == (0, -Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(directory, -1, 0))
-        core.changed(FACET)  # nothing is kept now
-        assert await kernel.is_well()
-
-
-async def test_what_changes_while_it_is_asked_for_is_not_kept() -> None:
-    reached, go = trio.Event(), trio.Event()
-
-    async def is_protected(at: At) -> bool:
-        reached.set()
-        await go.wait()
-        return False
-
-    async with serving(Tree(Dir(name="d", is_protected=is_protected))) as (kernel, core):
-        asked = await kernel.send(Op.LOOKUP, b"d\0")
-        await reached.wait()
-        core.changed(FACET)
-        go.set()
-        unique, _, entry = await kernel.answer()
-        assert unique == asked
-        assert p.ENTRY_OUT.unpack(entry)[2:6] == (0, 0, 0, 0)
-
-
 async def test_an_interrupt_ends_the_read_it_is_about_and_no_other() -> None:
     async with serving() as (kernel, core):
         readers = [await kernel.send(Op.READ, read_in(fh), node=node)
@@ -252,88 +103,6 @@ async def test_an_interrupt_ends_the_read_it_is_about_and_no_other() -> None:
         asked = await kernel.send(Op.WRITE, p.WRITE_IN.pack(fh, 0, len(line), 0, 0, 0, 0) + line, node=node)
         answers = sorted([await kernel.answer() for _ in range(3)])
         assert answers == sorted([(readers[0], 0, b"x\n"), (readers[2], 0, b"x\n"), (asked, 0, p.WRITE_OUT.pack(7, 0))])
-
-
-async def test_who_is_told_of_before_it_is_put_away_is_told_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel does not know a number yet whose answer it has; it would then keep it, and the name."""
-    told: list[int] = []
-
-    def notify(code: int, body: bytes) -> bool:
-        told.append(code)
-        return code != Notify.INVAL_INODE
-
-    tree = Promised(Tree(Dir(name="d", entries=[File(name="f", read=fixed)])))
-    async with pair(tree) as (kernel, session, core), trio.open_nursery() as nursery:
-        monkeypatch.setattr(session._device, "notify", notify)
-        await kernel.send(Op.INIT, hello(), node=0)
-        await session.greet()
-        await kernel.answer()
-        nursery.start_soon(session.run)
-        await kernel.ask(Op.LOOKUP, b"d\0")
-        core._names.clear()
-        core.changed(FACET)
-        assert told == [Notify.INVAL_INODE, Notify.INC_EPOCH]
-        with trio.fail_after(PATIENCE_S):
-            while len(told) < 4:
-                await trio.lowlevel.checkpoint()
-        assert told[2:] == [Notify.INC_EPOCH, Notify.INVAL_INODE]
-        nursery.cancel_scope.cancel()
-
-
-async def test_what_is_forgotten_is_recalled_no_more() -> None:
-    tree = Promised(Tree(Dir(name="d", entries=[File(name="f", read=fixed)])))
-    async with serving(tree) as (kernel, core):
-        found = p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, b"d\0"))[1])
-        await kernel.ask(Op.LOOKUP, b"d\0")
-        await kernel.send(Op.FORGET, p.FORGET_IN.pack(1), node=found[0])
-        core.changed(FACET)
-        assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
-        assert await kernel.answer() == (0, -Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(found[0], -1, 0))
-        await kernel.ask(Op.LOOKUP, b"d\0")
-        await kernel.send(Op.FORGET, p.FORGET_IN.pack(2), node=found[0])
-        assert (await kernel.ask(Op.STATFS))[0] == 0
-        core.changed(FACET)
-        assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
-        assert (await kernel.ask(Op.STATFS))[0] == 0
-
-
-class Listed(Promised):
-    """Its directories say when their names change."""
-
-    async def stat(self, path: Path) -> Stat:
-        st = await super().stat(path)
-        return replace(st, lists=st.is_dir)
-
-
-async def test_one_reader_at_a_time_has_the_kernel_keep_a_listing() -> None:
-    """Of two it would keep what one has got under the mtime that the other finds later."""
-    async with serving(Listed(Tree(Dir(name="d", entries=[File(name="f", read=fixed)])))) as (kernel, _):
-        node = p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, b"d\0"))[1])[0]
-        opened = [p.OPEN_OUT.unpack((await kernel.ask(Op.OPENDIR, bytes(8), node=node))[1]) for _ in range(2)]
-        assert [bool(flags & FOpen.CACHE_DIR) for _, flags, _ in opened] == [True, False]
-        for (fh, _, _), is_kept in zip(reversed(opened), (False, True), strict=True):
-            assert await kernel.ask(Op.RELEASEDIR, p.RELEASE_IN.pack(fh, 0, 0, 0), node=node) == (0, b"")
-            _, text = await kernel.ask(Op.OPENDIR, bytes(8), node=node)
-            assert bool(p.OPEN_OUT.unpack(text)[1] & FOpen.CACHE_DIR) is is_kept
-
-
-class Torn(View):
-    """Listing fails behind the first page."""
-
-    async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
-        if after:
-            raise OSError(errno.ENOBUFS, "torn")
-        return await super().list(path, after, limit)
-
-
-async def test_a_listing_that_fails_half_way_counts_nothing() -> None:
-    async with serving(Torn(Scratch())) as (kernel, core):
-        _, entry = await kernel.ask(Op.LOOKUP, b"big\0")
-        node, before = p.ENTRY_OUT.unpack(entry)[0], len(core.inodes)
-        _, text = await kernel.ask(Op.OPENDIR, p.OPEN_IN.pack(0, 0), node=node)
-        body = p.READ_IN.pack(p.OPEN_OUT.unpack(text)[0], 0, 1 << 20, 0, 0, 0, 0)
-        assert (await kernel.ask(Op.READDIRPLUS, body, node=node))[0] == errno.ENOBUFS
-        assert len(core.inodes) == before
 
 
 class Slow(View):
