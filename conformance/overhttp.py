@@ -77,9 +77,7 @@ class HttpTree(FileService):
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
         params = {"cursor": after} if after else {}
-        answer = await self._wire.ask("GET", path, params=params)
-        if answer.headers["X-Agentfs-Kind"] != "dir":
-            raise error(errno.ENOTDIR, path)
+        answer = await self._wire.ask("GET", f"{path}/" if path else path, params=params)
         return [entry_stat(doc) for doc in answer.json()["entries"]][:limit]
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
