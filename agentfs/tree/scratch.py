@@ -16,8 +16,9 @@ class Scratches:
     def __init__(self) -> None:
         self._held: dict[Principal, dict[Path, bytes]] = {}
 
-    def __bool__(self) -> bool:
-        return bool(self._held)
+    def __len__(self) -> int:
+        """How many principals have any."""
+        return len(self._held)
 
     def of(self, principal: Principal) -> dict[Path, bytes]:
         """Those of *principal*."""
