@@ -61,7 +61,7 @@ step ruff check .
 step ruff format --check .
 step mypy --strict agentfs agentctl conformance tests
 step lint-imports
-# One more at a time than there are processors, for most tests wait rather than work; a file's tests together, for each
+# One more at a time than there are processors, for some tests only wait; a file's tests together, for each
 # file may hold one mount; the slowest files first.
 step timeout -k 30 1500 pytest -q -n "$(($(nproc) + 1))" --dist loadfile --no-loadscope-reorder --durations=25 --basetemp="$scratch/pytest" "$@"
 step leftovers

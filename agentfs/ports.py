@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from agentfs.rows import Row
-    from agentfs.types import Record
+    from agentfs.types import Facet, Record
 
 R = TypeVar("R", bound="Row")
 
@@ -130,7 +130,7 @@ class Committed:
 
     rows: tuple[Row, ...] = ()
     records: tuple[Record, ...] = ()
-    facets: frozenset[tuple[str, str]] = field(default_factory=frozenset)
+    facets: frozenset[Facet] = field(default_factory=frozenset)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,9 +11,8 @@ from typing import Any, Final, TypeAlias
 
 from agentfs.ports import Append, Delete, DropLogs, Insert, Put, Trim, Unit
 from agentfs.providers.store.shape import Key, Shape, shape_of
+from agentfs.types import Facet
 
-Facet: TypeAlias = tuple[str, str]
-"""See `Committed`."""
 Touched: TypeAlias = Collection[Facet] | None
 """The facets that a unit may change; None: any."""
 

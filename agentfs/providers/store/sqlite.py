@@ -22,13 +22,14 @@ from agentfs.ports import Clock, Committed, Line, LogHead, Unit
 from agentfs.providers.store import sql
 from agentfs.providers.store.faults import fault, translated
 from agentfs.providers.store.fsck import faults_of
-from agentfs.providers.store.kept import Facet, Kept, facet_of, touched
+from agentfs.providers.store.kept import Kept, facet_of, touched
 from agentfs.providers.store.lock import Claim
 from agentfs.providers.store.room import free_bytes, log_bytes
 from agentfs.providers.store.schema import PLAN, Plan, connect, prepare
 from agentfs.providers.store.shape import check_key, check_scan, check_text, check_total, check_unit, shape_of
 from agentfs.providers.store.writer import Job, Writer
 from agentfs.rows import Row
+from agentfs.types import Facet
 
 R = TypeVar("R", bound=Row)
 WAITING: Final = 1024

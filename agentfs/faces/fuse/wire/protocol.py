@@ -1,7 +1,8 @@
 """Numbers and layouts of the FUSE protocol, 7.31 to 7.45, under the kernel's own names.
 
 Source: ``include/uapi/linux/fuse.h`` of Linux 6.18 (BSD-2-Clause). Every structure is padded to 64 bits there, so
-``=`` (native order, standard sizes, no padding of our own) describes it exactly. Nothing here has a meaning yet.
+``=`` (native order, standard sizes, no padding of our own) describes it exactly. Flags and structures are here that are
+used, and all opcodes, since each is answered. Nothing here has a meaning yet.
 """
 
 from __future__ import annotations
@@ -14,8 +15,6 @@ KERNEL_VERSION: Final = 7
 KERNEL_MINOR_VERSION: Final = 45
 OLDEST_MINOR_VERSION: Final = 31
 EPOCH_MINOR_VERSION: Final = 44
-ROOT_ID: Final = 1
-MIN_READ_BUFFER: Final = 8192
 
 
 class Op(enum.IntEnum):
@@ -89,7 +88,6 @@ class Init(enum.IntFlag):
     MAX_PAGES = 1 << 22
     INIT_EXT = 1 << 30
     PASSTHROUGH = 1 << 37
-    NO_EXPORT_SUPPORT = 1 << 38
 
 
 class FOpen(enum.IntFlag):
@@ -118,13 +116,10 @@ class Notify(enum.IntEnum):
 
     POLL = 1
     INVAL_INODE = 2
-    INVAL_ENTRY = 3
-    DELETE = 6
     INC_EPOCH = 8
 
 
 POLL_SCHEDULE_NOTIFY: Final = 1 << 0
-GETATTR_FH: Final = 1 << 0
 
 # Requests: the header, then what the opcode says.
 IN_HEADER: Final = Struct("=IIQQIIIHH")  # len opcode unique nodeid uid gid pid total_extlen padding
@@ -169,8 +164,6 @@ DIRENT: Final = Struct("=QQII")  # ino off namelen type, name
 # Notifications.
 NOTIFY_POLL: Final = Struct("=Q")  # kh
 NOTIFY_INVAL_INODE: Final = Struct("=Qqq")  # ino off len
-NOTIFY_INVAL_ENTRY: Final = Struct("=QII")  # parent namelen flags, name
-NOTIFY_DELETE: Final = Struct("=QQII")  # parent child namelen padding, name
 
 # ioctls of the device.
 DEV_IOC_BACKING_OPEN: Final = 0x4010E501  # _IOW(229, 1, struct fuse_backing_map)
