@@ -66,7 +66,8 @@ async def test_a_stop_ends_what_runs_and_the_next_start_takes_it_up(store: Store
         lost = await submit(engine, words("wait"))
         for row in (stays, lost):
             await seen(engine, row.id, lambda row: row.state == RUNNING)
-        await engine.drain(10)  # on a clock that stands still: nothing is waited for but what ends
+        with trio.fail_after(20):
+            await engine.drain(10)  # on a clock that stands still: nothing is waited for but what ends
         with trio.fail_after(10):
             while engine.sandboxes.running:
                 await trio.testing.wait_all_tasks_blocked(0.001)

@@ -67,6 +67,7 @@ async def closed_after(boxes: Boxes, line: str, first: bytes = b"begun\n") -> No
         "(sleep 1000 >/dev/null 2>&1 &); echo begun; sleep 1; kill -9 $PPID; sleep 1000",
         "exec 2>/dev/null; f() { while :; do sleep 1000 & done; }; f & f & sleep 1; echo begun; wait",
         "exec 2>/dev/null; echo begun; b() { b | b & }; while :; do b; done",
+        "c() { c & }; c & echo begun; sleep 1000",  # always another one, and each for a moment only
     ],
 )
 async def test_nothing_outlives_a_command_that_is_given_up(boxes: Boxes, line: str) -> None:

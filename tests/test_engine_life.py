@@ -7,14 +7,17 @@ from typing import Any
 
 import engines
 import pytest
+import trio
+import trio.testing
 from engines import Script, dead, fails, lines, running, send, settle, started
 
 from agentfs.engine.agent import Agent
 from agentfs.engine.context import AgentContext
 from agentfs.engine.trigger import Trigger
 from agentfs.limits import Limits
-from agentfs.ports import Store
+from agentfs.ports import Committed, Store, Unit
 from agentfs.providers.clock import ManualClock
+from agentfs.providers.store.memory import MemoryStore
 from agentfs.rows import AlarmRow, KvRow, StateRow
 from agentfs.types import OPERATOR
 
@@ -195,3 +198,24 @@ async def test_hooks_run_in_their_ticks(store: Store, clock: ManualClock) -> Non
             assert [r["payload"] for r in await lines(engine, "a", "outbox")] == ["bye"]
     finally:
         engines.Script = Script  # type: ignore[misc]
+
+
+async def test_a_drain_ends_with_the_last_commit_not_with_the_clock(clock: ManualClock) -> None:
+    gate = trio.Event()
+
+    class Held(MemoryStore):
+        async def commit(self, unit: Unit) -> Committed:
+            await gate.wait()
+            return await super().commit(unit)
+
+    async with running(Held(clock), clock) as engine, trio.open_nursery() as others:
+        others.start_soon(started, engine)
+        await trio.testing.wait_all_tasks_blocked()
+        with trio.fail_after(20):
+            await engine.drain(0)
+            assert not engine.is_idle
+            async with trio.open_nursery() as drain:
+                drain.start_soon(engine.drain, 10)
+                await trio.testing.wait_all_tasks_blocked()
+                gate.set()
+        assert engine.is_idle

@@ -13,7 +13,7 @@ import msgspec
 from agentfs.engine.logs import Logs
 from agentfs.limits import Limits
 from agentfs.ports import Append, Change, Clock, Committed, Store, Unit
-from agentfs.record import RingLog
+from agentfs.record import Pulse, RingLog
 from agentfs.rows import Row
 from agentfs.types import Facet, Record, new_id, rfc3339
 
@@ -87,6 +87,7 @@ class Core:
         self.versions = Versions(clock)
         self.errors = RingLog(clock, limits.ring_bytes)
         self.in_flight = 0  # commits handed to the store and not answered yet
+        self.rests = Pulse()  # fires when the last of them is answered, and when an agent falls asleep
 
     async def commit(self, *changes: Change) -> Committed:
         """Commit *changes* as one unit, then wake followers and raise versions of what it touched."""
@@ -96,6 +97,8 @@ class Core:
                 done = await self.store.commit(Unit(changes))
             finally:
                 self.in_flight -= 1
+                if not self.in_flight:
+                    self.rests.fire()
         appends = (change for change in changes if isinstance(change, Append))
         appended: dict[tuple[str, str], list[Record]] = {}
         for change, record in zip(appends, done.records, strict=True):

@@ -145,8 +145,15 @@ class Engine:
         await self._until(lambda: self.is_idle, deadline_ns)
 
     async def _until(self, is_so: Callable[[], bool], deadline_ns: int) -> None:
-        while not is_so() and self.core.clock.now_ns() < deadline_ns:
-            await self.core.clock.sleep_until(self.core.clock.now_ns() + 20_000_000)
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._cut, group.cancel_scope, deadline_ns)
+            while not is_so():
+                await self.core.rests.wait(self.core.rests.count)
+            group.cancel_scope.cancel()
+
+    async def _cut(self, scope: anyio.CancelScope, at_ns: int) -> None:
+        await self.core.clock.sleep_until(at_ns)
+        scope.cancel()
 
     def _wake(self, agent: str) -> None:
         self.workers.wake(agent)

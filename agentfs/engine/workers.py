@@ -89,6 +89,7 @@ class Workers:
             del self._running[agent]
             self._mail.forget(agent)
             self._core.versions.bump(agent, "lifecycle")
+            self._core.rests.fire()
         if running.is_dirty:
             self.wake(agent)
 

@@ -10,7 +10,7 @@ import signal
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 _GROUPS: Final = Path("/sys/fs/cgroup")
 _PROC: Final = Path("/proc")
@@ -26,6 +26,31 @@ class Process:
     is_dead: bool
 
 
+class Strays(NamedTuple):
+    """Processes that are to end. ``is_all``: none ended while they were looked for, and may have left another."""
+
+    pids: list[int]
+    is_all: bool
+
+
+class _Look(NamedTuple):
+    """What a look at all processes saw: code that lives, the parents of all, and what had ended by then."""
+
+    living: list[int]
+    parents: dict[int, int]
+    ended: frozenset[int]
+
+    def descends(self, pid: int, roots: set[int]) -> bool:
+        """Whether *pid* is one of *roots* or descends from one."""
+        seen: set[int] = set()
+        while pid in self.parents and pid not in seen:
+            if pid in roots:
+                return True
+            seen.add(pid)
+            pid = self.parents[pid]
+        return False
+
+
 class Inmates:
     """The control group of a container whose first process is *pid*. Its methods block for a moment."""
 
@@ -33,6 +58,7 @@ class Inmates:
         """*id* is the engine's, *keeper* the uid of the processes that belong to the container itself."""
         self.pid, self._id, self._keeper = pid, id, keeper
         self._group, self._time_group = _group(pid), _group(pid, "cpuacct")
+        self._ended: frozenset[int] = frozenset()  # when strays were looked for last
 
     def is_seen(self) -> bool:
         """Whether the processes of the engine can be seen from here at all."""
@@ -71,21 +97,25 @@ class Inmates:
         old = _GROUPS / "memory"
         return (old if old.is_dir() else _GROUPS) / self._group.lstrip("/")
 
-    def strays(self, roots: Iterable[int]) -> list[int]:
+    def strays(self, roots: Iterable[int]) -> Strays:
         """All living processes of code that do not descend from any of *roots*; never the container's first one."""
-        kept = set(roots)
-        living = self._living()
-        return [pid for pid, parents in living if pid != self.pid and not _descends(pid, parents, kept)]
+        kept, look = set(roots), self._look()
+        ended, self._ended = look.ended - self._ended, look.ended
+        return Strays([pid for pid in look.living if pid != self.pid and not look.descends(pid, kept)], not ended)
 
     def family(self, root: int) -> list[int]:
         """The living processes that descend from *root*, and itself."""
-        return [pid for pid, parents in self._living() if _descends(pid, parents, {root})]
+        look = self._look()
+        return [pid for pid in look.living if look.descends(pid, {root})]
 
-    def _living(self) -> list[tuple[int, dict[int, int]]]:
-        """Every living process of code, each with the parents of all."""
-        found = [process for pid in self._pids() if (process := _process(pid)) is not None]
-        parents = {process.pid: process.parent for process in found}
-        return [(one.pid, parents) for one in found if not one.is_dead and one.uid != self._keeper]
+    def _look(self) -> _Look:
+        found = {pid: _process(pid) for pid in self._pids()}
+        there = [process for process in found.values() if process is not None]
+        return _Look(
+            [one.pid for one in there if not one.is_dead and one.uid != self._keeper],
+            {one.pid: one.parent for one in there},
+            frozenset(pid for pid, process in found.items() if process is None or process.is_dead),
+        )
 
     def kill(self, pids: Iterable[int]) -> None:
         """End each of *pids* that is still in this container."""
@@ -156,13 +186,3 @@ def _process(pid: int) -> Process | None:
     said = dict(line.split(":\t", 1) for line in lines if ":\t" in line)
     # Name comes first and has its newlines escaped, so no name can stand for another line
     return Process(pid, int(said["PPid"]), int(said["Uid"].split()[0]), said["State"][0] in "ZX")
-
-
-def _descends(pid: int, parents: dict[int, int], roots: set[int]) -> bool:
-    seen: set[int] = set()
-    while pid in parents and pid not in seen:
-        if pid in roots:
-            return True
-        seen.add(pid)
-        pid = parents[pid]
-    return False

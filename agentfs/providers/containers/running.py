@@ -22,7 +22,7 @@ from agentfs.containers.port import Cause, Exit, Happening, Output, Used
 from agentfs.errors import error
 from agentfs.providers.containers.attached import Attached
 from agentfs.providers.containers.daemon import LONG_S, Daemon, cleaned
-from agentfs.providers.containers.inmates import Inmates
+from agentfs.providers.containers.inmates import Inmates, Strays
 from agentfs.providers.containers.watched import TOO_LARGE, Watched, past_file
 from agentfs.providers.containers.workdir import Workdir
 
@@ -53,30 +53,39 @@ class Box:
 async def swept(daemon: Daemon, box: Box) -> None:
     """End every process of code in *box* that belongs to no command of its `Box.roots`; the lock is held.
 
-    What forks faster than it is killed is killed frozen. What outlives even that takes the container with it.
+    What forks faster than it is killed, or seen, is killed frozen. What outlives even that takes the container with it.
     """
-    freezes = True
+    freezes, left = True, Strays([], is_all=True)
     for turn in range(_ROUNDS):
-        left = await anyio.to_thread.run_sync(box.inmates.strays, list(box.roots.values()))
-        if not left:
+        left = await _strays(box)
+        if left.is_all and not left.pids:
             return
         if turn >= _PLAIN and freezes:
-            freezes = await _frozen(daemon, box)
+            killed = await _frozen(daemon, box)
+            if killed == 0:
+                return
+            freezes = killed is not None
         else:
-            box.inmates.kill(left)
+            box.inmates.kill(left.pids)
         await anyio.sleep(POLL_S * turn)
-    await daemon.call(lambda client: client.kill(box.id), codes={404: errno.ENOENT, 409: errno.ENOENT})
+    if left.pids:
+        await daemon.call(lambda client: client.kill(box.id), codes={404: errno.ENOENT, 409: errno.ENOENT})
 
 
-async def _frozen(daemon: Daemon, box: Box) -> bool:
-    """Kill while nothing in *box* can fork; False when the engine cannot do that now."""
+async def _strays(box: Box) -> Strays:
+    return await anyio.to_thread.run_sync(box.inmates.strays, list(box.roots.values()))
+
+
+async def _frozen(daemon: Daemon, box: Box) -> int | None:
+    """Kill while nothing in *box* can fork. How many, which are all there were; None when the engine cannot do that."""
     try:
         await daemon.call(lambda client: client.pause(box.id))
     except OSError:
-        return False
-    box.inmates.kill(await anyio.to_thread.run_sync(box.inmates.strays, list(box.roots.values())))
+        return None
+    found = (await _strays(box)).pids
+    box.inmates.kill(found)
     await daemon.call(lambda client: client.unpause(box.id))
-    return True
+    return len(found)
 
 
 class Running:
