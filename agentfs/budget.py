@@ -93,6 +93,11 @@ def day_of(now_ns: int) -> str:
     return _day(now_ns // _DAY_NS)
 
 
+def next_day_ns(now_ns: int) -> int:
+    """When that day is over."""
+    return (now_ns // _DAY_NS + 1) * _DAY_NS
+
+
 @lru_cache(maxsize=8)
 def _day(number: int) -> str:
     return rfc3339(number * _DAY_NS)[:10]

@@ -125,7 +125,8 @@ class Unit:
 class Committed:
     """What a commit did: rows as stored (of Insert and Put, in order), records (of Append, in order), facets touched.
 
-    A facet is ``(agent, table or log name)``; ``("", ...)`` stands for rows that belong to no agent.
+    A facet is ``(agent, table or log name)``; ``("", ...)`` stands for rows that belong to no agent. Where rows came or
+    went, it is told with its `names_of`.
     """
 
     rows: tuple[Row, ...] = ()

@@ -68,6 +68,14 @@ class FileHandle(ABC):
         return None
 
     @property
+    def content(self) -> bytes | None:
+        """All that reads of this handle ever give; None where that is not known, or opening it does more than that.
+
+        Who opens the same file before anything changes may be given the same without being asked for here.
+        """
+        return None
+
+    @property
     def descriptor(self) -> int | None:
         """A descriptor of the file of this machine that every read here is one of; None where reads are ours alone.
 

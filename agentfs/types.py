@@ -32,6 +32,16 @@ Facet: TypeAlias = tuple[str, str]
 AGENTS: Final[Facet] = ("", "agents")
 """Which agents there are, and how each is set up."""
 
+DAY: Final[Facet] = ("", "day")
+"""The UTC day, with which budgets begin anew."""
+
+
+def names_of(facet: Facet) -> Facet:
+    """What changes when a row of *facet* comes or goes, and not when one becomes another."""
+    agent, name = facet
+    return agent, f"{name}/"
+
+
 ROOT: Final = Path("")
 PATH_MAX: Final = 4096
 DEPTH_MAX: Final = 64
@@ -215,8 +225,9 @@ class Qid(msgspec.Struct, frozen=True):
 class Stat(msgspec.Struct, frozen=True):
     """What a directory entry says of a file. ``mode`` holds type and permission bits, ``size`` bytes (advisory).
 
-    ``until``: what is said here holds until one of these facets changes, ``named``: that it is there, and the same
-    file; None: who knows. ``lists``: ``until`` goes for the names in this directory too, and they move ``mtime_ns``.
+    ``until``: what is said here, and what is in it, holds until one of these facets changes, ``named``: that it is
+    there, and the same file; None: who knows. ``lists``: ``until`` goes for the names in this directory too, and they
+    move ``mtime_ns``.
     """
 
     name: str

@@ -23,7 +23,7 @@ _WRITES: Final = Mode.WRITE | Mode.TRUNCATE | Mode.APPEND
 class ViewHandle(FileHandle):
     """Forwards every method to the handle it was given; views subclass it.
 
-    One whose reads do more must hide the descriptor: who reads from that goes around them.
+    One whose reads do more must hide content and descriptor: who has these goes around it.
     """
 
     def __init__(self, handle: FileHandle) -> None:
@@ -59,6 +59,10 @@ class ViewHandle(FileHandle):
     @property
     def size(self) -> int | None:
         return self._handle.size
+
+    @property
+    def content(self) -> bytes | None:
+        return self._handle.content
 
     @property
     def descriptor(self) -> int | None:

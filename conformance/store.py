@@ -18,6 +18,7 @@ import anyio.lowlevel
 
 from agentfs.ports import Append, AtMost, Change, Delete, DropLogs, Expect, Insert, Put, Trim, Unit
 from agentfs.rows import AgentRow, AlarmRow, EnvelopeRow, KvRow, ReceiptRow, Row, StateRow
+from agentfs.types import names_of
 from conformance.storebench import Bench, commit, letter, names, refused, value
 from conformance.storemodel import Model, differences
 
@@ -259,13 +260,17 @@ async def facets_name_what_changed(bench: Bench) -> None:
     done = await store.commit(
         Unit((Insert(letter("x")), Put(value("k", "b")), Append("c", "log", b"{}"), Insert(agent)))
     )
-    assert done.facets == {("a", "inbox"), ("b", "kv"), ("c", "log"), ("", "agents")}
+    inbox, kv, agents = ("a", "inbox"), ("b", "kv"), ("", "agents")
+    names = {names_of(facet) for facet in (inbox, kv, agents)}
+    assert done.facets == {inbox, kv, ("c", "log"), agents} | names
+    assert (await store.commit(Unit((Put(value("k", "b")), Put(agent))))).facets == {kv, agents}
+    assert (await store.commit(Unit((Put(value("new", "b")),)))).facets == {kv, names_of(kv)}
     quiet = (Delete(KvRow, ("z",)), Trim(EnvelopeRow, "a", 5), Expect(KvRow, ("b", "k")), AtMost(KvRow, (), 9))
     assert (await store.commit(Unit((*quiet, DropLogs("z"))))).facets == frozenset()
     done = await store.commit(
         Unit((Trim(EnvelopeRow, "a", 0), Delete(KvRow, ()), DropLogs("c"), Delete(AgentRow, ("a",))))
     )
-    assert done.facets == {("a", "inbox"), ("b", "kv"), ("c", "log"), ("", "agents")}
+    assert done.facets == {inbox, kv, ("c", "log"), agents} | names
     assert (await store.commit(Unit(()))).rows == ()
 
 

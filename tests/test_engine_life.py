@@ -19,7 +19,7 @@ from agentfs.ports import Committed, Store, Unit
 from agentfs.providers.clock import ManualClock
 from agentfs.providers.store.memory import MemoryStore
 from agentfs.rows import AlarmRow, KvRow, StateRow
-from agentfs.types import OPERATOR
+from agentfs.types import DAY, OPERATOR, Facet
 
 
 async def test_alarms_fire_once_and_survive_restarts(store: Store, clock: ManualClock) -> None:
@@ -219,3 +219,14 @@ async def test_a_drain_ends_with_the_last_commit_not_with_the_clock(clock: Manua
                 await trio.testing.wait_all_tasks_blocked()
                 gate.set()
         assert engine.is_idle
+
+
+async def test_a_new_day_is_a_change_that_is_told(clock: ManualClock) -> None:
+    """What ``status`` says of a day's budget is another from midnight on, though nothing was committed."""
+    told: list[Facet] = []
+    async with running(MemoryStore(clock), clock) as engine:
+        with engine.core.versions.telling(told.append):
+            for day in (1, 2):
+                clock.advance(86_400)
+                await trio.testing.wait_all_tasks_blocked()
+                assert told == [DAY] * day

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import errno
+import os
 from collections.abc import Sequence
 
 import pytest
 import trio
+import trio.testing
 from fusescratch import Scratch
 from msgspec.structs import replace
-from wirekernel import FACET, PATIENCE_S, Promised, fixed, hello, pair, serving
+from wirekernel import FACET, PATIENCE_S, Kernel, Promised, fixed, hello, pair, serving
 
 from agentfs.faces.fuse.wire import protocol as p
 from agentfs.faces.fuse.wire.protocol import FOpen, Notify, Op
-from agentfs.tree import At, Dir, File, Tree
-from agentfs.types import Path, Stat
+from agentfs.service import FileHandle
+from agentfs.tree import At, Dir, File, Info, Tree
+from agentfs.types import NO_WANT, Facet, Mode, Path, Stat, Want
 from agentfs.views import View
 
 
@@ -26,10 +29,10 @@ async def test_what_lasts_is_kept_until_the_kernel_is_told() -> None:
         assert min(name_s, attributes_s, file_s) > 60 and none == 0
         _, text = await kernel.ask(Op.GETATTR, bytes(p.GETATTR_IN.size), node=directory)
         assert p.ATTR_OUT.unpack(text)[0] > 60
-        core.changed(FACET)
+        core.keeping.changed(FACET)
         assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
         assert await kernel.answer() == (0, -Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(directory, -1, 0))
-        core.changed(FACET)  # nothing is kept now
+        core.keeping.changed(FACET)  # nothing is kept now
         assert await kernel.is_well()
 
 
@@ -44,7 +47,7 @@ async def test_what_changes_while_it_is_asked_for_is_not_kept() -> None:
     async with serving(Tree(Dir(name="d", is_protected=is_protected))) as (kernel, core):
         asked = await kernel.send(Op.LOOKUP, b"d\0")
         await reached.wait()
-        core.changed(FACET)
+        core.keeping.changed(FACET)
         go.set()
         unique, _, entry = await kernel.answer()
         assert unique == asked
@@ -67,8 +70,8 @@ async def test_who_is_told_of_before_it_is_put_away_is_told_again(monkeypatch: p
         await kernel.answer()
         nursery.start_soon(session.run)
         await kernel.ask(Op.LOOKUP, b"d\0")
-        core._names.clear()
-        core.changed(FACET)
+        core.keeping._names.clear()
+        core.keeping.changed(FACET)
         assert told == [Notify.INVAL_INODE, Notify.INC_EPOCH]
         with trio.fail_after(PATIENCE_S):
             while len(told) < 4:
@@ -83,15 +86,139 @@ async def test_what_is_forgotten_is_recalled_no_more() -> None:
         found = p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, b"d\0"))[1])
         await kernel.ask(Op.LOOKUP, b"d\0")
         await kernel.send(Op.FORGET, p.FORGET_IN.pack(1), node=found[0])
-        core.changed(FACET)
+        core.keeping.changed(FACET)
         assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
         assert await kernel.answer() == (0, -Notify.INVAL_INODE, p.NOTIFY_INVAL_INODE.pack(found[0], -1, 0))
         await kernel.ask(Op.LOOKUP, b"d\0")
         await kernel.send(Op.FORGET, p.FORGET_IN.pack(2), node=found[0])
         assert (await kernel.ask(Op.STATFS))[0] == 0
-        core.changed(FACET)
+        core.keeping.changed(FACET)
         assert await kernel.answer() == (0, -Notify.INC_EPOCH, b"")
         assert (await kernel.ask(Op.STATFS))[0] == 0
+
+
+class Counting(View):
+    """Counts what is opened."""
+
+    opened = 0
+
+    async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        self.opened += 1
+        return await super().open(path, mode, want=want)
+
+
+class Book:
+    """A file whose size is known once it was read, and the kernel's place in it."""
+
+    def __init__(self, until: tuple[Facet, ...] | None = (FACET,)) -> None:
+        self.text, self.until = b"one", until
+        self.service = Counting(Tree(File(name="f", read=self.read, write=self.write, info=self.info)))
+
+    async def read(self, at: At) -> bytes:
+        return self.text
+
+    async def write(self, at: At, text: bytes) -> None:
+        self.text = text
+
+    async def info(self, at: At) -> Info:
+        return Info(1, until=self.until)
+
+
+async def seen(kernel: Kernel, node: int) -> tuple[int, int]:
+    """For how long the kernel may keep the attributes of *node*, and the size in them."""
+    _, text = await kernel.ask(Op.GETATTR, bytes(p.GETATTR_IN.size), node=node)
+    kept_s, _, _, _, size, *_ = p.ATTR_OUT.unpack(text)
+    return kept_s, size
+
+
+async def text_of(kernel: Kernel, node: int, fh: int, offset: int = 0) -> bytes:
+    return (await kernel.ask(Op.READ, p.READ_IN.pack(fh, offset, 100, 0, 0, 0, 0), node=node))[1]
+
+
+async def test_what_is_known_is_opened_without_asking() -> None:
+    book = Book()
+    async with serving(book.service) as (kernel, core):
+        node = p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, b"f\0"))[1])[0]
+        invalid = p.NOTIFY_INVAL_INODE.pack(node, -1, 0)
+        asked = await kernel.send(Op.OPEN, p.OPEN_IN.pack(os.O_RDONLY, 0), node=node)
+        assert await kernel.answer() == (0, -Notify.INVAL_INODE, invalid)  # it was told of size 0
+        unique, _, text = await kernel.answer()
+        first = p.OPEN_OUT.unpack(text)[0]
+        assert unique == asked and await seen(kernel, node) == (3600, 3)
+        _, second = await kernel.opened(b"f\0")
+        assert (first, book.service.opened) != (second, 2)
+        assert [await text_of(kernel, node, fh) for fh in (first, second)] == [b"one", b"one"]
+        assert [await text_of(kernel, node, first, offset) for offset in (2, 3, 9)] == [b"e", b"", b""]
+        book.text = b"other"
+        core.keeping.changed(FACET)
+        assert await kernel.answer() == (0, -Notify.INVAL_INODE, invalid)
+        assert await seen(kernel, node) == (0, 3)  # as it is open, which no facet tells
+        _, third = await kernel.opened(b"f\0")
+        assert book.service.opened == 2
+        assert [await text_of(kernel, node, fh) for fh in (first, third)] == [b"one", b"other"]
+        assert await seen(kernel, node) == (3600, 5)
+        await kernel.send(Op.RELEASE, p.RELEASE_IN.pack(third, 0, 0, 0), node=node)
+        assert await kernel.answer() == (0, -Notify.INVAL_INODE, invalid)
+        await kernel.answer()
+        assert await seen(kernel, node) == (0, 3)
+        for fh in (first, second):
+            await kernel.ask(Op.RELEASE, p.RELEASE_IN.pack(fh, 0, 0, 0), node=node)
+        assert await seen(kernel, node) == (3600, 5)
+
+
+@pytest.mark.parametrize("until", [None, (FACET,)])
+async def test_only_what_is_told_of_is_known(until: tuple[Facet, ...] | None) -> None:
+    book = Book(until)
+    async with serving(book.service) as (kernel, core):
+        core.keeping.recall = lambda numbers, names: None
+        for flags in (os.O_RDWR, os.O_WRONLY):
+            await kernel.opened(b"f\0", flags)
+        assert book.service.opened == 2
+        await kernel.opened(b"f\0", os.O_RDWR)
+        assert book.service.opened == 3
+        if until is None:
+            await kernel.opened(b"f\0")
+            await kernel.opened(b"f\0")
+            assert book.service.opened == 5
+        assert core.keeping.content(1) is None
+
+
+async def test_what_changes_while_it_is_opened_is_not_known() -> None:
+    book, reached, go = Book(), trio.Event(), trio.Event()
+
+    async def read(at: At) -> bytes:
+        reached.set()
+        await go.wait()
+        return b"old"
+
+    book.service = Counting(Tree(File(name="f", read=read, info=book.info)))
+    async with serving(book.service) as (kernel, core):
+        node = p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, b"f\0"))[1])[0]
+        await kernel.send(Op.OPEN, p.OPEN_IN.pack(os.O_RDONLY, 0), node=node)
+        await reached.wait()
+        core.keeping.changed(FACET)
+        go.set()
+        await trio.testing.wait_all_tasks_blocked()
+        assert core.keeping.content(node) is None
+
+
+async def test_few_contents_are_known(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("agentfs.faces.fuse.keeping._CONTENTS", 2)
+    book = Book()
+    files = [File(name=name, read=book.read, info=book.info) for name in "abc"]
+    book.service = Counting(Tree(*files))
+    async with serving(book.service) as (kernel, core):
+        nodes = []
+        for name in (b"a\0", b"b\0", b"c\0"):
+            await kernel.send(Op.LOOKUP, name)
+            nodes.append(p.ENTRY_OUT.unpack((await kernel.answer())[2])[0])
+            await kernel.send(Op.OPEN, p.OPEN_IN.pack(os.O_RDONLY, 0), node=nodes[-1])
+            await kernel.answer()
+            await kernel.answer()
+        assert [core.keeping.content(node) for node in nodes] == [None, b"one", b"one"]
+        await kernel.send(Op.FORGET, p.FORGET_IN.pack(1), node=nodes[1])
+        assert await kernel.is_well()
+        assert core.keeping.content(nodes[1]) is None
 
 
 class Listed(Promised):

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from agentfs.budget import next_day_ns
 from agentfs.engine.approvals import Approvals
 from agentfs.engine.core import Core
 from agentfs.engine.journal import DONE, FAILED, UNKNOWN, UNKNOWN_OUTCOME, Intent, Journal, hash_of
@@ -23,7 +24,7 @@ from agentfs.fault import point
 from agentfs.grants import Grant
 from agentfs.ports import Change, Ledger
 from agentfs.rows import AgentRow, EffectRow, HoldRow
-from agentfs.types import Path, Principal
+from agentfs.types import DAY, Path, Principal
 
 COMPUTE = "compute"
 CONTAINERS = "containers"
@@ -67,6 +68,7 @@ class Money:
     def __init__(self, core: Core, timers: Timers, ledger: Ledger, tick: Tick) -> None:
         self._core, self.ledger, self._tick = core, ledger, tick
         self.grants: Grants = unlimited
+        self._timers = timers
         self.approvals, self.journal = Approvals(core, timers), Journal(core, timers, ledger)
 
     def account(self, row: AgentRow, service: str, principal: Principal, at: Path) -> Account:
@@ -96,10 +98,16 @@ class Money:
 
     async def restore(self) -> None:
         """Take up what a process that died left: prices on hold are spent, the rest looks after its own."""
+        await self._new_day()
         await self.approvals.restore()
         for agent in await self._core.store.agents(HoldRow):
             await self._settle(agent, is_over=False)
         await self.journal.sweep()
+
+    async def _new_day(self) -> None:
+        """Every account of a day begins anew, which is no commit."""
+        self._core.versions.bump(*DAY)
+        self._timers.set(DAY, next_day_ns(self._core.clock.now_ns()), self._new_day)
 
     async def close(self, agent: str) -> None:
         """*agent* is about to be removed: what it holds open is spent, so that no token's budget stays held."""

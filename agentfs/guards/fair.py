@@ -85,6 +85,10 @@ class FairHandle(ViewHandle):
         super().__init__(handle)
         self._path, self._fair, self._is_open = path, fair, True
 
+    @property
+    def content(self) -> bytes | None:
+        return None  # each opening counts
+
     async def write(self, data: bytes, offset: int) -> int:
         return await self._fair.told("write", self._path, self._write(data, offset))
 

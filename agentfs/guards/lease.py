@@ -60,8 +60,15 @@ class LeasedHandle(ViewHandle):
             lease.hold(self)
 
     @property
+    def content(self) -> bytes | None:
+        return self._handle.content if self._stays() else None
+
+    @property
     def descriptor(self) -> int | None:
-        return self._handle.descriptor if all(lease.stays for lease in self._leases) else None
+        return self._handle.descriptor if self._stays() else None
+
+    def _stays(self) -> bool:
+        return all(lease.stays for lease in self._leases)
 
     async def cut(self) -> None:
         """End what is under way; nothing more is committed."""

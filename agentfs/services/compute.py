@@ -36,7 +36,7 @@ from agentfs.record import Log
 from agentfs.rows import JobRow
 from agentfs.services import Scope, Service, document
 from agentfs.tree import At, Call, Ctl, Dir, Entry, File, Info, Stream, Tree
-from agentfs.types import Facet, Path, rfc3339
+from agentfs.types import Facet, Path, names_of, rfc3339
 
 _USAGE = 'write {"model":"MODEL","input":{"messages":[{"role":"user","content":"..."}]}} and read {"job_id":...}\n'
 
@@ -173,11 +173,11 @@ def _ms(since_ns: int | None, until_ns: int | None) -> int | None:
 
 
 def _info(row: JobRow) -> Info:
-    return Info(row.version, 0, row.done_ns or row.first_ns or row.started_ns or row.at_ns, _facets(row.agent))
+    return Info(row.version, 0, row.done_ns or row.first_ns or row.started_ns or row.at_ns, (_facet(row.agent),))
 
 
-def _facets(agent: str) -> tuple[Facet, ...]:
-    return ((agent, JobRow.TABLE),)
+def _facet(agent: str) -> Facet:
+    return agent, JobRow.TABLE
 
 
 def _about(row: JobRow) -> dict[str, Any]:
@@ -207,7 +207,7 @@ def compute(scope: Scope) -> Tree:
     provider = Dir(name="{provider}", entries=[File(name=name, read=read) for name, read in reads.items()])
     return scope.tree(
         Call(name="new", answer=c.new, usage=_USAGE, pays=True),
-        Dir(name="jobs", each=job, has=c.has_job, keys=c.jobs, facets=_facets(scope.agent)),
+        Dir(name="jobs", each=job, has=c.has_job, keys=c.jobs, facets=(names_of(_facet(scope.agent)),)),
         Dir(name="providers", each=provider, has=c.has_provider, keys=c.providers),
         File(name="policy", read=c.policy, write=c.set_policy, info=c.policy_info, operator=True),
         File(name="usage", read=c.usage),

@@ -54,7 +54,7 @@ from agentfs.service import FileService
 from agentfs.services import Scope, Service, document
 from agentfs.services.execs import Execs
 from agentfs.tree import At, Call, Ctl, Dir, Entry, File, Graft, Info, Stream, Tree
-from agentfs.types import Facet, Path, rfc3339
+from agentfs.types import Facet, Path, names_of, rfc3339
 
 _USAGE = 'write {"commands":["echo hello"]} and read {"session_id":...}\n'
 
@@ -209,11 +209,11 @@ def _ms(since_ns: int, until_ns: int | None) -> int | None:
 
 
 def _info(row: SandboxRow) -> Info:
-    return Info(row.version, 0, row.done_ns or row.started_ns or row.at_ns, _facets(row.agent))
+    return Info(row.version, 0, row.done_ns or row.started_ns or row.at_ns, (_facet(row.agent),))
 
 
-def _facets(agent: str) -> tuple[Facet, ...]:
-    return ((agent, SandboxRow.TABLE),)
+def _facet(agent: str) -> Facet:
+    return agent, SandboxRow.TABLE
 
 
 def _shown(used: Used) -> dict[str, int | None]:
@@ -257,7 +257,7 @@ def containers(scope: Scope) -> Tree:
     provider = Dir(name="{provider}", entries=[File(name=name, read=read) for name, read in reads.items()])
     return scope.tree(
         Call(name="new", answer=c.new, usage=_USAGE, pays=True),
-        Dir(name="sessions", each=session, has=c.has_session, keys=c.sessions, facets=_facets(scope.agent)),
+        Dir(name="sessions", each=session, has=c.has_session, keys=c.sessions, facets=(names_of(_facet(scope.agent)),)),
         Dir(name="providers", each=provider, has=c.has_provider, keys=c.providers),
         Dir(name="auth", entries=[File(name="status", read=c.auth), File(name="token", write=c.set_token)]),
         File(name="policy", read=c.policy, write=c.set_policy, info=c.policy_info, operator=True),

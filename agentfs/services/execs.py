@@ -16,7 +16,7 @@ from agentfs.record import Log
 from agentfs.rows import ExecRow
 from agentfs.services import Scope, document
 from agentfs.tree import At, Call, Ctl, Dir, Entry, File, Info, Stream
-from agentfs.types import Facet, rfc3339
+from agentfs.types import Facet, names_of, rfc3339
 
 _USAGE = 'write {"command":"echo hello"} and read {"exec_id":...}\n'
 
@@ -96,13 +96,13 @@ class Execs:
         )
         return Dir(
             name="exec", entries=[Call(name="new", answer=self.new, usage=_USAGE)], each=each, has=self.has,
-            keys=self.keys, facets=_facets(self._agent),
+            keys=self.keys, facets=(names_of(_facet(self._agent)),),
         )  # fmt: skip
 
 
 def _info(row: ExecRow) -> Info:
-    return Info(row.version, 0, row.done_ns or row.at_ns, _facets(row.agent))
+    return Info(row.version, 0, row.done_ns or row.at_ns, (_facet(row.agent),))
 
 
-def _facets(agent: str) -> tuple[Facet, ...]:
-    return ((agent, ExecRow.TABLE),)
+def _facet(agent: str) -> Facet:
+    return agent, ExecRow.TABLE

@@ -17,7 +17,7 @@ from agentfs.ports import Change, Delete, Expect, Put
 from agentfs.rows import KvRow
 from agentfs.services import Scope, Service
 from agentfs.tree import At, Data, Dir, Entry, Info, Tree
-from agentfs.types import check_name, split
+from agentfs.types import check_name, names_of, split
 
 
 class Values:
@@ -81,7 +81,7 @@ def _info(row: KvRow) -> Info:
 def kv(scope: Scope) -> Tree:
     """The directory ``kv/`` of one agent."""
     v = Values(scope)
-    limit, facets = scope.engine.core.limits.kv_value_bytes, ((scope.agent, KvRow.TABLE),)
+    limit, facets = scope.engine.core.limits.kv_value_bytes, (names_of((scope.agent, KvRow.TABLE)),)
     value = Data(name="{key}", read=v.read, write=v.write, info=v.info, remove=v.remove, limit=limit)
     top = Dir(each=value, has=v.has, keys=v.keys, create=v.create, rename=v.rename, facets=facets)
     return scope.tree(root=top)

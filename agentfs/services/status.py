@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from agentfs.services import Scope, Service, document
 from agentfs.tree import At, File, Info, Tree
-from agentfs.types import AGENTS, Path
+from agentfs.types import AGENTS, DAY, Path
 
 _FACETS = ("states", "inbox", "alarms", "kv", "lifecycle", "accounts", "identities")
 
@@ -24,11 +24,11 @@ def status(scope: Scope) -> Tree:
         budget = {service: await account.usage() for service, account in accounts.items()}
         return document({**await engine.status(scope.agent), "budget": budget})
 
-    until = (AGENTS, *((scope.agent, facet) for facet in _FACETS))
+    until = (AGENTS, DAY, *((scope.agent, facet) for facet in _FACETS))
 
     async def info(at: At) -> Info:
         versions = scope.engine.core.versions
-        version = max(versions.of(*AGENTS), versions.of(scope.agent, *_FACETS))
+        version = versions.latest(until)
         return Info(version, 0, version, until)
 
     return scope.tree(File(name="status", read=read, info=info))

@@ -13,6 +13,7 @@ from agentfs.errors import error
 from agentfs.tree.handles import Opening, TreeHandle
 from agentfs.tree.intake import Intake
 from agentfs.tree.nodes import Call, Ctl, File, Queue, Sink
+from agentfs.types import Mode
 
 
 class Answer:
@@ -95,6 +96,10 @@ class DocumentHandle(UnitHandle):
     def __init__(self, node: File, snapshot: bytes | None, opening: Opening) -> None:
         super().__init__(snapshot, opening, accepts_json=not node.is_text)
         self._node, self._text, self._is_done = node, b"", False
+
+    @property
+    def content(self) -> bytes | None:
+        return self._snapshot if self._mode is Mode.READ else None
 
     async def _write(self, data: bytes, offset: int) -> int:
         if self._is_done:

@@ -137,6 +137,10 @@ class DataHandle(TreeHandle):
     def size(self) -> int:
         return len(self._buffer)
 
+    @property
+    def content(self) -> bytes | None:
+        return bytes(self._buffer) if self._mode is Mode.READ else None
+
     async def _read(self, size: int, offset: int) -> bytes:
         return bytes(self._buffer[offset : offset + size])
 

@@ -12,7 +12,7 @@ import os
 import select
 import stat as _stat
 import time
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
@@ -23,9 +23,10 @@ from agentfs.faces.fuse.answers import Attr, Opened
 from agentfs.faces.fuse.blocked import Blocked, Opener
 from agentfs.faces.fuse.directories import Directories
 from agentfs.faces.fuse.inodes import Inodes, Node
+from agentfs.faces.fuse.keeping import Content, Keeping
 from agentfs.faces.fuse.owners import Owners, shown
 from agentfs.service import FileHandle, FileService
-from agentfs.types import Facet, Kind, Mode, Path, Stat, Want, clean, join
+from agentfs.types import Kind, Mode, Path, Stat, Want, clean, join
 
 log = logging.getLogger(__name__)
 
@@ -64,19 +65,14 @@ class Core:
 
     *aliases*: each lookup of a file that takes commands gets a number of its own, since the kernel holds a lock for
     each number while it writes, and a slow command must not hold up the next. Only where numbers and inodes can differ.
-    *keeps*: the kernel may keep what holds ``until`` something changes; `changed` must then be called when it does.
+    *keeps*: what holds ``until`` something changes may be kept; `Keeping.changed` must then be called when it does.
     """
 
     def __init__(
         self, service: FileService, *, usage: Usage | None = None, max_blocked: int = 4096,
         lent: tuple[int, int] | None = None, aliases: bool = False, keeps: bool = False,
     ) -> None:  # fmt: skip
-        self._keeps, self.turn = keeps, 0
-        self._kept: dict[Facet, set[int]] = {}  # whose attributes each change has the kernel forget
-        self._names: set[Facet] = set()  # what has it forget names
-        self._held: dict[int, set[Facet]] = {}  # the same by number
-        self._sized: set[int] = set()  # files whose size it may have kept
-        self.recall: Callable[[Collection[int], bool], None] = lambda numbers, names: None  # of a binding that can
+        self.keeping = Keeping(is_on=keeps)
         self.alone = _ALONE if aliases else frozenset()
         self._service, self._usage, self._owners = service, usage, Owners(lent)
         self.inodes = Inodes()
@@ -85,7 +81,7 @@ class Core:
         self._born_ns = time.time_ns()  # shown for files of which no change is known
         self._open: dict[int, _Open] = {}
         self._open_on: dict[int, dict[int, _Open]] = {}
-        self.directories = Directories(service, self.inodes, self, self._numbers)
+        self.directories = Directories(service, self.inodes, self, self.keeping, self._numbers)
 
     def start(self, nursery: trio.Nursery) -> None:
         """Begin work: background tasks live in *nursery*."""
@@ -98,7 +94,7 @@ class Core:
 
     async def lookup(self, parent: int, name: bytes) -> Attr:
         """Attributes of *name*; counts one lookup. ENOENT."""
-        path, turn = self._child(parent, name), self.turn
+        path, turn = self._child(parent, name), self.keeping.turn
         return self._entry(path, await self._service.stat(path), turn)
 
     def _entry(self, path: Path, stat: Stat, turn: int) -> Attr:
@@ -110,25 +106,25 @@ class Core:
 
     def told(self, node: Node, stat: Stat, turn: int) -> Attr:
         """What the kernel is told of *node*, which at *turn* was what *stat* says, with what it may keep of that."""
+        attr, name = self.held(node, stat, turn), self.keeping.keeps_name(stat, turn)
+        return attr._replace(keeps_name=True) if name else attr
+
+    def held(self, node: Node, stat: Stat, turn: int) -> Attr:
+        """The same where no name led there."""
         attr = self.attr(node, stat)
-        if self._keeps and stat.named is not None and turn == self.turn:
-            self._names.update(stat.named)
-            attr = attr._replace(keeps_name=True)
-        return attr._replace(keeps=True) if self.holds(node, stat, turn) else attr
+        return attr._replace(keeps=True) if self.keeping.keeps(node, stat, attr.size, turn) else attr
 
     def forget(self, ino: int, count: int) -> None:
         """The kernel dropped *count* lookups."""
         self.inodes.forget(ino, count)
         if ino not in self.inodes:
-            self._sized.discard(ino)
-            for facet in self._held.pop(ino, ()):
-                self._kept.get(facet, set()).discard(ino)
+            self.keeping.forget(ino)
 
     async def mkdir(self, parent: int, name: bytes) -> Attr:
         """Make a directory; counts one lookup."""
         path = self._child(parent, name)
         await self._service.mkdir(path)
-        turn = self.turn
+        turn = self.keeping.turn
         return self._entry(path, await self._service.stat(path), turn)
 
     async def remove(self, parent: int, name: bytes, tid: int) -> None:
@@ -154,15 +150,17 @@ class Core:
 
     def attr(self, node: Node, stat: Stat) -> Attr:
         """What the kernel is told of *node*, which is what *stat* says."""
-        size = stat.size
-        for open_ in reversed(self._open_on.get(node.ino, {}).values()):
-            snapshot = open_.handle.size
-            if snapshot is not None:
-                size = snapshot
-                break
+        size = self._open_size(node.ino)
+        if size is None:
+            size = self.keeping.size(node.ino, stat)
         return Attr(
             node.ino, node.ino, shown(stat.mode), size, stat.mtime_ns or self._born_ns, self._owners.of(node.path)
         )
+
+    def _open_size(self, ino: int) -> int | None:
+        """The size of what was opened last of *ino* to be read, if it is still open."""
+        opened = reversed(self._open_on.get(ino, {}).values())
+        return next((size for open_ in opened if (size := open_.handle.size) is not None), None)
 
     async def stat(self, node: Node) -> Stat:
         """What the service says of *node*, wherever it has been moved to meanwhile. ESTALE when it is gone."""
@@ -183,33 +181,8 @@ class Core:
 
     async def getattr(self, ino: int) -> Attr:
         """Attributes of *ino*. ESTALE when its file is gone."""
-        node, turn = self.inodes.get(ino), self.turn
-        stat = await self.stat(node)
-        attr = self.attr(node, stat)
-        return attr._replace(keeps=True) if self.holds(node, stat, turn) else attr
-
-    def holds(self, node: Node, stat: Stat, turn: int) -> bool:
-        """Whether all that *stat* said of *node* at *turn* is so until a change tells; the kernel may then keep it.
-
-        While it is open for reading its size is that of what was opened, which no facet tells.
-        """
-        if not self._keeps or stat.until is None or turn != self.turn or node.ino in self._open_on:
-            return False
-        for facet in stat.until:
-            self._kept.setdefault(facet, set()).add(node.ino)
-            self._held.setdefault(node.ino, set()).add(facet)
-        if not stat.is_dir:
-            self._sized.add(node.ino)
-        return True
-
-    def changed(self, facet: Facet) -> None:
-        """From now on the kernel asks anew for what held until *facet* changed."""
-        self.turn += 1
-        kept, names = self._kept.pop(facet, ()), facet in self._names
-        if names:
-            self._names.clear()  # it forgets all of them
-        if kept or names:
-            self.recall(kept, names)
+        node, turn = self.inodes.get(ino), self.keeping.turn
+        return self.held(node, await self.stat(node), turn)
 
     async def setattr(
         self,
@@ -258,21 +231,28 @@ class Core:
         file = _Open(node, handle, _mode_of(flags), opener, bool(flags & os.O_NONBLOCK))
         self._open[fh] = file
         if Mode.READ in file.mode:
-            if node.ino in self._sized:
-                self._sized.discard(node.ino)
-                self.recall((node.ino,), False)
             self._open_on.setdefault(node.ino, {})[fh] = file
+            self._show_size(node.ino)
         if not handle.is_ready():
             opener.settle()
         return Opened(fh, Mode.WRITE in file.mode, handle.descriptor)
 
+    def _show_size(self, ino: int) -> None:
+        if (size := self._open_size(ino)) is not None:
+            self.keeping.shows(ino, size)
+
     async def open(self, ino: int, flags: int, tid: int) -> Opened:
         """Open a file for thread *tid*. ESTALE when it is gone."""
-        node = self.inodes.get(ino)
+        node, mode, turn = self.inodes.get(ino), _mode_of(flags), self.keeping.turn
+        if mode is Mode.READ and (content := self.keeping.content(node.ino)) is not None:
+            return self._keep(node, Content(content), flags, tid)
         try:
-            handle = await self._service.open(node.path, _mode_of(flags))
+            handle = await self._service.open(node.path, mode)
         except FileNotFoundError:
             raise error(errno.ESTALE, node.path, "file was removed") from None
+        if mode is Mode.READ and (content := self.keeping.read(node.ino, handle, turn)) is not None:
+            await handle.aclose()
+            handle = Content(content)
         return self._keep(node, handle, flags, tid)
 
     async def create(self, parent: int, name: bytes, flags: int, tid: int) -> tuple[Opened, Attr]:
@@ -307,6 +287,8 @@ class Core:
     async def read(self, fh: int, size: int, offset: int) -> bytes:
         """Up to *size* bytes; only a stream that is not ready blocks (EAGAIN if opened O_NONBLOCK)."""
         file = self._file(fh)
+        if type(file.handle) is Content:
+            return await file.handle.read(size, offset)
         if file.reads or not file.handle.is_ready():
             return await self._read_stream(file, size, offset)
         file.reads += 1
@@ -345,6 +327,7 @@ class Core:
         readers.pop(fh, None)
         if not readers:
             self._open_on.pop(file.node.ino, None)
+        self._show_size(file.node.ino)
         file.notify = None
         if file.watching is not None:
             file.watching.cancel()

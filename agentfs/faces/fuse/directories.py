@@ -11,19 +11,16 @@ from typing import Protocol
 from agentfs.errors import error
 from agentfs.faces.fuse.answers import Attr, OpenedDirectory
 from agentfs.faces.fuse.inodes import Inodes, Node
+from agentfs.faces.fuse.keeping import Keeping
 from agentfs.faces.fuse.listing import Listing
 from agentfs.service import FileService
 from agentfs.types import Kind, Path, Stat, join
 
 
 class Known(Protocol):
-    """What is asked of the core. ``alone``: the kinds of files of which each lookup has a number of its own.
-
-    ``turn`` rises with each change.
-    """
+    """What is asked of the core. ``alone``: the kinds of files of which each lookup has a number of its own."""
 
     alone: frozenset[Kind]
-    turn: int
 
     def attr(self, node: Node, stat: Stat) -> Attr:
         """What the kernel is told of *node* where it keeps nothing."""
@@ -37,8 +34,8 @@ class Known(Protocol):
         """What the kernel is told of *node*, which at *turn* was what *stat* says."""
         ...
 
-    def holds(self, node: Node, stat: Stat, turn: int) -> bool:
-        """Whether the kernel may keep what *stat* said of *node* at *turn*."""
+    def held(self, node: Node, stat: Stat, turn: int) -> Attr:
+        """The same where no name led there."""
         ...
 
     async def stat(self, node: Node) -> Stat:
@@ -49,8 +46,11 @@ class Known(Protocol):
 class Directories:
     """The open directories of one mount."""
 
-    def __init__(self, service: FileService, inodes: Inodes, known: Known, numbers: Iterator[int]) -> None:
+    def __init__(
+        self, service: FileService, inodes: Inodes, known: Known, keeping: Keeping, numbers: Iterator[int]
+    ) -> None:
         self._service, self._inodes, self._known, self._numbers = service, inodes, known, numbers
+        self._keeping = keeping
         self._listings: dict[int, tuple[Node, Listing]] = {}
         self._kept: dict[int, int] = {}  # directories the kernel may keep entries of: by which open one
         self._walking: dict[int, tuple[int, Node]] = {}  # open protected directories: thread and node
@@ -64,15 +64,15 @@ class Directories:
 
         The kernel keeps what one reader gets under the mtime that another may find later: only one at a time may.
         """
-        node, turn = self._inodes.get(ino), self._known.turn
+        node, turn = self._inodes.get(ino), self._keeping.turn
         stat = await self._known.stat(node)
         if not stat.is_dir:
             raise error(errno.ENOTDIR, node.path)
         fh = next(self._numbers)
         if stat.mode & _stat.S_ISVTX:
             self._walking[fh] = tid, node
-        self._listings[fh] = node, Listing(self._service, node.path, lambda: self._known.turn)
-        keeps = stat.lists and node.ino not in self._kept and self._known.holds(node, stat, turn)
+        self._listings[fh] = node, Listing(self._service, node.path, lambda: self._keeping.turn)
+        keeps = stat.lists and node.ino not in self._kept and self._known.held(node, stat, turn).keeps
         if keeps:
             self._kept[node.ino] = fh
         return OpenedDirectory(fh, keeps)

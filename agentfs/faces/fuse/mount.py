@@ -74,7 +74,7 @@ async def serve(
     async with AsyncExitStack() as stack:
         core, serving = await _connected(stack, make, binding, place, options)
         if changes is not None:
-            stack.enter_context(changes(core.changed))
+            stack.enter_context(changes(core.keeping.changed))
         async with trio.open_nursery() as nursery:
             core.start(nursery)
             await serving(lambda: task_status.started(place))

@@ -16,7 +16,7 @@ from agentfs.providers.store import sql
 from agentfs.providers.store.appends import Appends
 from agentfs.providers.store.shape import Key, Shape, doubled, numbered, over, shape_of, taken, unmet
 from agentfs.rows import Row
-from agentfs.types import Record
+from agentfs.types import Record, names_of
 
 _COUNTED: Final = 16384
 Counted = tuple[Shape, Key]
@@ -103,9 +103,13 @@ class Tables:
             raise
         return done.rowcount == 1
 
-    def _stored(self, shape: Shape, key: Key, row: Row) -> None:
+    def _stored(self, shape: Shape, key: Key, row: Row, *, is_new: bool) -> None:
         self._rows.append(row)
-        self._facets.add((shape.agent_of(key), shape.name))
+        self._touch(shape, shape.agent_of(key), names=is_new)
+
+    def _touch(self, shape: Shape, agent: str, *, names: bool) -> None:
+        facet = (agent, shape.name)
+        self._facets |= {facet, names_of(facet)} if names else {facet}
 
     def _insert(self, change: Insert) -> None:
         shape = shape_of(type(change.row))
@@ -113,23 +117,24 @@ class Tables:
         if not self._store(sql.insert(shape), shape, row):
             raise taken(shape, key, change.errno)
         self._add(shape, key, 1)
-        self._stored(shape, key, row)
+        self._stored(shape, key, row, is_new=True)
 
     def _put(self, change: Put) -> None:
         shape = shape_of(type(change.row))
         row, key = self._number(shape, change.row), shape.key_of(change.row)
-        is_counted = (shape, key[:1]) in self._counts or (shape, ()) in self._counts
-        if is_counted and self._conn.execute(sql.pick(shape, shape.key[0]), key).fetchone() is None:
+        is_new = self._conn.execute(sql.pick(shape, shape.key[0]), key).fetchone() is None
+        if is_new:
             self._add(shape, key, 1)
         self._store(sql.put(shape), shape, row)
-        self._stored(shape, key, row)
+        self._stored(shape, key, row, is_new=is_new)
 
     def _delete(self, change: Delete) -> None:
         shape, key = shape_of(change.table), change.key
         agents = [shape.agent_of(key)] if key else self._agents(shape)
         gone = self._conn.execute(sql.delete(shape, len(key)), key).rowcount
         if gone:
-            self._facets |= {(agent, shape.name) for agent in agents}
+            for agent in agents:
+                self._touch(shape, agent, names=True)
             self._add(shape, key, -gone)
 
     def _agents(self, shape: Shape) -> list[str]:
@@ -146,7 +151,7 @@ class Tables:
         extra = self._count(shape, key) - max(change.keep, 0)
         if extra > 0:
             self._conn.execute(sql.trim(shape), (change.agent, extra))
-            self._facets.add((change.agent, shape.name))
+            self._touch(shape, change.agent, names=True)
             self._add(shape, key, -extra)
 
     def _expect(self, change: Expect) -> None:

@@ -47,7 +47,7 @@ from agentfs.providers.store.shape import (
     unmet,
 )  # fmt: skip
 from agentfs.rows import TABLES, Row
-from agentfs.types import Record
+from agentfs.types import Record, names_of
 
 R = TypeVar("R", bound=Row)
 FREE: Final = 1 << 40
@@ -163,8 +163,9 @@ class MemoryStore:
         old = table.set(key, row)
         self._undo.append(lambda: table.set(key, old))
 
-    def _touch(self, shape: Shape, key: Key) -> None:
-        self._facets.add((shape.agent_of(key), shape.name))
+    def _touch(self, shape: Shape, key: Key, *, names: bool) -> None:
+        facet = (shape.agent_of(key), shape.name)
+        self._facets |= {facet, names_of(facet)} if names else {facet}
 
     def _store(self, table: MemoryTable, row: Row) -> None:
         shape, key = table.shape, table.shape.key_of(row)
@@ -176,9 +177,9 @@ class MemoryStore:
             if table.holder(key[0], seq) not in (None, key):
                 raise doubled(shape, seq)
             self._seq = max(self._seq, seq + 1)
+        self._touch(shape, key, names=key not in table.rows)
         self._set(table, key, row)
         self._rows.append(row)
-        self._touch(shape, key)
 
     def _insert(self, change: Insert) -> None:
         table = self._tables[type(change.row)]
@@ -193,7 +194,7 @@ class MemoryStore:
     def _remove(self, table: MemoryTable, keys: Sequence[Key]) -> None:
         for key in keys:
             self._set(table, key, None)
-            self._touch(table.shape, key)
+            self._touch(table.shape, key, names=True)
 
     def _delete(self, change: Delete) -> None:
         table = self._tables[change.table]

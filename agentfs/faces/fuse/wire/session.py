@@ -72,7 +72,7 @@ class Session:
         self._operations = Operations(core, self._backings, self._wake, self._interrupt)
         self._waiting: dict[int, _Worker] = {}
         self._idle = trio.lowlevel.ParkingLot()
-        core.recall = self._recall
+        core.keeping.recall = self._recall
 
     async def run(self) -> None:
         """Serve until the mount is gone."""
