@@ -49,13 +49,17 @@ class Opening:
 
 
 class TreeHandle(FileHandle):
-    """Runs `_read _write _flush` of its subclasses one at a time, remembers their errors, refuses after closing."""
+    """Runs `_read _write _flush` of its subclasses one at a time, remembers their errors, refuses after closing.
+
+    One whose reads and writes never wait needs no ``_turn`` for them.
+    """
 
     def __init__(self, opening: Opening) -> None:
         self._at, self._mode, self._errors = opening.at, opening.mode, opening.errors
         self._limits, self._on_close = opening.limits, opening.on_close
         self._purse = None if opening.pays else opening.at.want.purse
-        self._lock = anyio.Lock(fast_acquire=True)
+        self._turn: AbstractAsyncContextManager[None]
+        self._turn = self._lock = anyio.Lock(fast_acquire=True)
         self._closed = self._is_discarded = False
 
     def discard(self) -> None:
@@ -74,7 +78,7 @@ class TreeHandle(FileHandle):
     async def read(self, size: int, offset: int) -> bytes:
         self._check(Mode.READ)
         try:
-            async with self._lock:
+            async with self._turn:
                 return await self._read(size, offset)
         except OSError as exc:
             self._errors.add(self._at.path, exc)
@@ -83,7 +87,7 @@ class TreeHandle(FileHandle):
     async def write(self, data: bytes, offset: int) -> int:
         self._check(Mode.WRITE)
         try:
-            async with self._lock:
+            async with self._turn:
                 return await self._write(data, offset)
         except OSError as exc:
             self._errors.add(self._at.path, exc)
@@ -129,6 +133,7 @@ class DataHandle(TreeHandle):
 
     def __init__(self, node: Data, value: bytes, opening: Opening) -> None:
         super().__init__(opening)
+        self._turn = nullcontext()
         is_cut = Mode.TRUNCATE in opening.mode
         self._node, self._buffer = node, bytearray(b"" if is_cut else value)
         self._is_dirty, self._is_cut, self._is_broken = False, is_cut and bool(value), False
@@ -169,11 +174,16 @@ class DataHandle(TreeHandle):
         # a shell flushes between `>` and the first write: an emptied value is stored only when nothing follows
         if self._is_broken:
             raise error(errno.EFBIG, self._at.path, f"value over {self._node.limit} bytes")
-        if self._is_dirty or (final and self._is_cut):
-            value = bytes(self._buffer)
+        if not self._is_dirty and not (final and self._is_cut):
+            return
+        value, was_dirty, was_cut = bytes(self._buffer), self._is_dirty, self._is_cut
+        self._is_dirty = self._is_cut = False  # what is written meanwhile is of the next commit
+        try:
             async with self._paying(value):
                 await self._node.write(self._at, value)
-            self._is_dirty = self._is_cut = False
+        except BaseException:
+            self._is_dirty, self._is_cut = self._is_dirty or was_dirty, self._is_cut or was_cut
+            raise
 
 
 class LogHandle(TreeHandle):

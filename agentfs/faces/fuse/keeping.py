@@ -114,16 +114,14 @@ class Keeping:
 class Content(FileHandle):
     """An open file of which all is known: nothing is asked of its service any more."""
 
+    content: bytes = b""
+
     def __init__(self, content: bytes) -> None:
-        self._content = content
+        self.content = content
 
     @property
     def size(self) -> int:
-        return len(self._content)
-
-    @property
-    def content(self) -> bytes:
-        return self._content
+        return len(self.content)
 
     async def read(self, size: int, offset: int) -> bytes:
-        return self._content[offset : offset + size]
+        return self.content[offset : offset + size]
