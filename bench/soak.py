@@ -1,10 +1,12 @@
 """A mixed load on a real mount for a while, in which every read is compared with what must be there.
 
-python bench/soak.py [SECONDS] [BINDING]
+python bench/soak.py [SECONDS] [BINDING] [KIND...]
 
 Eight processes, each on names of its own: values under ``kv/`` by both of an agent's doors, and real files under
 ``containers/.../files`` in the manner of fsx (writes, appends, cuts and growth at random places of a file held open).
-Prints what was done as JSON; any difference ends it with its description and status 1. Needs bubblewrap.
+And one that changes a value and a name, which others look at meanwhile: what they see is never older than what it had
+done before they asked. KIND (kv, files, writer, reader, viewer) leaves out the others. Prints what was done as JSON;
+any difference ends it with its description and status 1. Needs bubblewrap.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import json
 import os
 import random
 import select
+import struct
 import subprocess
 import sys
 import tempfile
@@ -22,6 +25,8 @@ from pathlib import Path
 from conformance.drivers import Runtime
 
 WORKERS = 4
+READERS = 2
+MANY = 200
 LARGEST = 64 << 10
 NAMES = 4
 SANDBOXES = 'sandboxes={"here": {"kind": "bubblewrap"}}'
@@ -44,7 +49,7 @@ class Model:
         """One of the names of this worker."""
         return f"{self.worker}-{self.chance.randrange(NAMES)}"
 
-    def bytes(self) -> bytes:
+    def data(self) -> bytes:
         """Some bytes."""
         return self.chance.randbytes(self.chance.randrange(1, LARGEST // 4))
 
@@ -52,7 +57,7 @@ class Model:
         """Change one thing by one door, and look at it by every door."""
         name, kind = self.name(), self.chance.randrange(8)
         if name not in self.held or kind == 0:
-            self.held[name] = self.bytes()
+            self.held[name] = self.data()
             (self.door / name).write_bytes(self.held[name])
         elif kind == 1:
             (self.door / name).unlink()
@@ -80,7 +85,7 @@ class Model:
 
     def changed(self, fd: int, old: bytes, kind: int) -> bytes:
         """Do one thing with *fd*; the bytes that are there now."""
-        data = self.bytes()
+        data = self.data()
         if kind == 3:
             if len(old) + len(data) > LARGEST:
                 return old
@@ -105,12 +110,81 @@ class Model:
             assert (door / name).read_bytes() == self.held[name], f"{door}/{name}: bytes"
 
 
-def work(seconds: float, worker: str, seed: int, doors: list[Path]) -> None:
-    """One worker: prints how many steps it made."""
+def work(seconds: float, worker: str, seed: int, doors: list[Path]) -> int:
+    """Change names of its own; how many steps it made."""
     model, end = Model(doors, worker, seed), time.monotonic() + seconds
     while time.monotonic() < end:
         model.step()
-    sys.stdout.write(f"{model.done}\n")
+    return model.done
+
+
+class Board:
+    """Two numbers that processes share: the step that a writer has begun last, and the one it has ended last."""
+
+    FORM = struct.Struct("=q")
+
+    def __init__(self, path: Path) -> None:
+        self._fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+
+    def put(self, at: int, number: int) -> None:
+        """Write one of them."""
+        os.pwrite(self._fd, self.FORM.pack(number), at * self.FORM.size)
+
+    def get(self, at: int) -> int:
+        """Read one of them; 0 before it was written."""
+        text = os.pread(self._fd, self.FORM.size, at * self.FORM.size)
+        return int(self.FORM.unpack(text)[0]) if text else 0
+
+
+BEGUN, ENDED = 0, 1
+
+
+def shared(step: int) -> bytes:
+    """What the shared value is at *step*: another size each time."""
+    return b"%d " % step + bytes(step % 97)
+
+
+def write_shared(seconds: float, board: Board, door: Path) -> int:
+    """Change the value and the name over and over; how often."""
+    step, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        step += 1
+        board.put(BEGUN, step)
+        (door / "value").write_bytes(shared(step))
+        (door / "name").write_bytes(b"") if step % 2 else (door / "name").unlink()
+        board.put(ENDED, step)
+        select.select([], [], [], 0.0005 * (step % 3) + (0.05 if step % 10 == 0 else 0))
+    return step
+
+
+def looked(door: Path, kind: int) -> object:
+    """Look at one thing."""
+    if kind == 0:
+        return (door / "value").read_bytes()
+    if kind == 1:
+        return (door / "value").stat().st_size
+    return (door / "name").exists() if kind == 2 else any(entry.name == "name" for entry in door.iterdir())
+
+
+def expected(step: int, kind: int) -> object:
+    """What is seen then at *step*."""
+    return (shared(step), len(shared(step)))[kind] if kind < 2 else bool(step % 2)
+
+
+def read_shared(seconds: float, board: Board, doors: list[Path], chance: random.Random) -> int:
+    """Look at the value and the name over and over; how often."""
+    looks, end = 0, time.monotonic() + seconds
+    while not board.get(ENDED):
+        select.select([], [], [], 0.01)
+    while time.monotonic() < end:
+        door, kind = chance.choice(doors), chance.randrange(4)
+        count, first = chance.choice((1, MANY)), board.get(ENDED)
+        found = {looked(door, kind) for _ in range(count)}
+        last = board.get(BEGUN)
+        known = {expected(step, kind) for step in range(first, last + 1)}
+        assert found <= known, f"{door}: kind {kind} from step {first} to {last}: {found - known}"
+        looks += count
+    return looks
 
 
 def session(agent: Path) -> Path:
@@ -126,7 +200,23 @@ def session(agent: Path) -> Path:
     raise TimeoutError("the sandbox does not begin")
 
 
-def main(seconds: float, binding: str) -> int:
+def begun(seconds: float, folder: str, worker: str, seed: int, doors: list[Path]) -> subprocess.Popen[str]:
+    """A worker in a process of its own."""
+    words = ["--worker", str(seconds), folder, worker, str(seed), *map(str, doors)]
+    return subprocess.Popen([sys.executable, __file__, *words], text=True, stdout=subprocess.PIPE)
+
+
+def worked(seconds: float, folder: str, worker: str, seed: int, doors: list[Path]) -> int:
+    """What a worker does, by its name; how many steps it made."""
+    board = Board(Path(folder) / "board")
+    if worker.startswith("writer"):
+        return write_shared(seconds, board, doors[0])
+    if worker.startswith(("reader", "viewer")):
+        return read_shared(seconds, board, doors, random.Random(seed))
+    return work(seconds, worker, seed, doors)
+
+
+def main(seconds: float, binding: str, *only: str) -> int:
     """Run every worker against one runtime."""
     with tempfile.TemporaryDirectory() as folder:
         runtime = Runtime("sqlite", Path(folder), settings=[f"fuse_binding={binding}", SANDBOXES])
@@ -134,21 +224,16 @@ def main(seconds: float, binding: str) -> int:
         try:
             agents = runtime.place / "agents/soak"
             agents.mkdir()
-            boxed = session(agents)
-            ways = {"kv": [agents / "kv", runtime.place / "views/soak/kv"], "files": [boxed]}
-            children = {}
-            for kind, doors in ways.items():
-                for number in range(WORKERS):
-                    words = [
-                        sys.executable,
-                        __file__,
-                        "--worker",
-                        str(seconds),
-                        f"{kind}{number}",
-                        str(number),
-                        *map(str, doors),
-                    ]
-                    children[f"{kind}{number}"] = subprocess.Popen(words, text=True, stdout=subprocess.PIPE)
+            (agents / "kv" / "name").write_bytes(b"")
+            kv = [agents / "kv", runtime.place / "views/soak/kv"]
+            kinds = {"kv": (WORKERS, kv), "files": (WORKERS, [session(agents)])}
+            kinds |= {"writer": (1, kv[:1]), "reader": (READERS, kv[:1]), "viewer": (1, kv)}
+            children = {
+                f"{kind}{number}": begun(seconds, folder, f"{kind}{number}", number, doors)
+                for kind, (count, doors) in kinds.items()
+                if not only or kind in only
+                for number in range(count)
+            }
             said = {name: child.communicate(timeout=seconds + 120)[0].strip() for name, child in children.items()}
             failed = [name for name, child in children.items() if child.returncode]
         finally:
@@ -159,7 +244,9 @@ def main(seconds: float, binding: str) -> int:
 
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--worker"]:
-        work(float(sys.argv[2]), sys.argv[3], int(sys.argv[4]), [Path(door) for door in sys.argv[5:]])
+        seconds, folder, worker, seed, *doors = sys.argv[2:]
+        done = worked(float(seconds), folder, worker, int(seed), [Path(door) for door in doors])
+        sys.stdout.write(f"{done}\n")
     else:
-        words = [*sys.argv[1:], "20", "auto"]
-        sys.exit(main(float(words[0]), words[1] if len(sys.argv) > 2 else "auto"))
+        seconds, binding, *only = [*sys.argv[1:], *("20", "auto")[len(sys.argv) - 1 :]]
+        sys.exit(main(float(seconds), binding, *only))
