@@ -4,7 +4,7 @@ python bench/soak.py [SECONDS] [BINDING] [KIND...]
 
 Eight processes, each on names of its own: values under ``kv/`` by both of an agent's doors, and real files under
 ``containers/.../files`` in the manner of fsx (writes, appends, cuts and growth at random places of a file held open).
-And one that changes a value and a name, which others look at meanwhile: what they see is never older than what it had
+And one that changes values and a name, which others look at meanwhile: what they see is never older than what it had
 done before they asked. KIND (kv, files, writer, reader, viewer) leaves out the others. Prints what was done as JSON;
 any difference ends it with its description and status 1. Needs bubblewrap.
 """
@@ -145,12 +145,13 @@ def shared(step: int) -> bytes:
 
 
 def write_shared(seconds: float, board: Board, door: Path) -> int:
-    """Change the value and the name over and over; how often."""
+    """Change two values and a name over and over; how often."""
     step, end = 0, time.monotonic() + seconds
     while time.monotonic() < end:
         step += 1
         board.put(BEGUN, step)
         (door / "value").write_bytes(shared(step))
+        (door / "sized").write_bytes(shared(step))
         (door / "name").write_bytes(b"") if step % 2 else (door / "name").unlink()
         board.put(ENDED, step)
         select.select([], [], [], 0.0005 * (step % 3) + (0.05 if step % 10 == 0 else 0))
@@ -162,7 +163,7 @@ def looked(door: Path, kind: int) -> object:
     if kind == 0:
         return (door / "value").read_bytes()
     if kind == 1:
-        return (door / "value").stat().st_size
+        return (door / "sized").stat().st_size  # of one that nobody reads: an open one has the size of what was opened
     return (door / "name").exists() if kind == 2 else any(entry.name == "name" for entry in door.iterdir())
 
 
@@ -172,7 +173,7 @@ def expected(step: int, kind: int) -> object:
 
 
 def read_shared(seconds: float, board: Board, doors: list[Path], chance: random.Random) -> int:
-    """Look at the value and the name over and over; how often."""
+    """Look at them over and over; how often."""
     looks, end = 0, time.monotonic() + seconds
     while not board.get(ENDED):
         select.select([], [], [], 0.01)
