@@ -98,9 +98,13 @@ async def test_what_is_forgotten_is_recalled_no_more() -> None:
 
 
 class Counting(View):
-    """Counts what is opened."""
+    """Counts what is opened and asked for."""
 
-    opened = 0
+    opened = asked = 0
+
+    async def stat(self, path: Path) -> Stat:
+        self.asked += 1
+        return await super().stat(path)
 
     async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
         self.opened += 1
@@ -164,6 +168,22 @@ async def test_what_is_known_is_opened_without_asking() -> None:
         for fh in (first, second):
             await kernel.ask(Op.RELEASE, p.RELEASE_IN.pack(fh, 0, 0, 0), node=node)
         assert await seen(kernel, node) == (3600, 5)
+
+
+async def test_what_is_known_is_looked_up_without_asking() -> None:
+    book = Book()
+    async with serving(book.service) as (kernel, core):
+        for times in (1, 2):
+            for _ in range(3):
+                found = p.ENTRY_OUT.unpack((await kernel.ask(Op.LOOKUP, b"f\0"))[1])
+                assert await seen(kernel, found[0]) == (3600, 0)
+            assert book.service.asked == times
+            core.keeping.changed(FACET)
+            await kernel.answer()
+        book.until = None
+        for _ in range(3):
+            await kernel.ask(Op.LOOKUP, b"f\0")
+        assert book.service.asked == 5
 
 
 @pytest.mark.parametrize("until", [None, (FACET,)])

@@ -37,7 +37,8 @@ class At(msgspec.Struct, frozen=True):
 class Info(msgspec.Struct, frozen=True):
     """What the author knows cheaply of a file: ``version`` rises with every change, ``size`` in bytes (0: unknown).
 
-    ``until``: the facets without a change of which all this stays as it is, what is in the file too; None: who knows.
+    ``until``: the facets without a change of which all this stays as it is, and the file there with what is in it;
+    None: who knows.
     """
 
     version: int = 0

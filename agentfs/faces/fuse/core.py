@@ -95,7 +95,11 @@ class Core:
     async def lookup(self, parent: int, name: bytes) -> Attr:
         """Attributes of *name*; counts one lookup. ENOENT."""
         path, turn = self._child(parent, name), self.keeping.turn
-        return self._entry(path, await self._service.stat(path), turn)
+        return self._entry(path, self._known(path) or await self._service.stat(path), turn)
+
+    def _known(self, path: Path) -> Stat | None:
+        node = self.inodes.at(path)
+        return self.keeping.stat(node.ino) if node is not None else None
 
     def _entry(self, path: Path, stat: Stat, turn: int) -> Attr:
         node = self.inodes.see(path, stat)
@@ -164,6 +168,8 @@ class Core:
 
     async def stat(self, node: Node) -> Stat:
         """What the service says of *node*, wherever it has been moved to meanwhile. ESTALE when it is gone."""
+        if (known := self.keeping.stat(node.ino)) is not None:
+            return known
         while True:
             path = node.path
             try:

@@ -67,6 +67,10 @@ class Inodes:
             raise error(errno.ESTALE, node.path if node else "", "file was removed or replaced")
         return node
 
+    def at(self, path: Path) -> Node | None:
+        """The live node that *path* stands for, if the kernel may know it."""
+        return self._by_path.get(path)
+
     def see(self, path: Path, stat: Stat) -> Node:
         """The node for *path*, which now is what *stat* says; another file's number is retired."""
         identity = _identity(stat)

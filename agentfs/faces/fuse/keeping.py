@@ -1,4 +1,4 @@
-"""What is kept of files until a change tells: attributes and names by the kernel, small contents by us.
+"""What is kept of files until a change tells: attributes and names by the kernel, the same and small contents by us.
 
 It says what may be kept and for how long; what a file is, the core says.
 """
@@ -27,7 +27,7 @@ class Keeping:
     def __init__(self, *, is_on: bool) -> None:
         self._is_on, self.turn = is_on, 0
         self._files: dict[Facet, set[int]] = {}  # of which something is kept until each changes
-        self._until: dict[int, tuple[Facet, ...]] = {}  # the same by number
+        self._known: dict[int, Stat] = {}  # the same by number
         self._names: set[Facet] = set()
         self._sizes: dict[int, int] = {}  # that the kernel may keep
         self._contents: OrderedDict[int, bytes] = OrderedDict()
@@ -45,19 +45,24 @@ class Keeping:
 
         That is another one while an older content is open, which no facet tells.
         """
-        until, ino = stat.until, node.ino
-        if not self._is_on or until is None or turn != self.turn:
+        ino = node.ino
+        if not self._is_on or stat.until is None or stat.named is None or turn != self.turn:
             return False
-        if self._until.get(ino) != until:
-            self._drop(ino)
-            self._until[ino] = until
-            for facet in until:
-                self._files.setdefault(facet, set()).add(ino)
+        if (known := self._known.get(ino)) is not stat:
+            if known is None or _facets(known) != _facets(stat):
+                self._drop(ino)
+                for facet in _facets(stat):
+                    self._files.setdefault(facet, set()).add(ino)
+            self._known[ino] = stat
         if shown != self.size(ino, stat):
             return False
         if not stat.is_dir:
             self._sizes[ino] = shown
         return True
+
+    def stat(self, ino: int) -> Stat | None:
+        """What the service says of *ino* now, if that is known."""
+        return self._known.get(ino)
 
     def size(self, ino: int, stat: Stat) -> int:
         """The size of what *ino* holds now: of many files it is known once they were read."""
@@ -73,7 +78,7 @@ class Keeping:
     def read(self, ino: int, handle: FileHandle, turn: int) -> bytes | None:
         """What all reads of *handle* give, which was opened at *turn*, if it may be given to others who open *ino*."""
         size = handle.size
-        if size is None or size > _SMALL or turn != self.turn or ino not in self._until:
+        if size is None or size > _SMALL or turn != self.turn or ino not in self._known:
             return None
         content = handle.content
         if content is not None:
@@ -104,11 +109,15 @@ class Keeping:
     def _drop(self, ino: int) -> None:
         self._contents.pop(ino, None)
         self._sizes.pop(ino, None)
-        for facet in self._until.pop(ino, ()):
+        for facet in _facets(self._known.pop(ino, None)):
             numbers = self._files.get(facet, set())
             numbers.discard(ino)
             if not numbers:
                 self._files.pop(facet, None)
+
+
+def _facets(stat: Stat | None) -> tuple[Facet, ...]:
+    return () if stat is None else (*(stat.until or ()), *(stat.named or ()))
 
 
 class Content(FileHandle):
