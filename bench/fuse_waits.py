@@ -2,9 +2,11 @@
 
 python bench/fuse_waits.py [BINDING]
 
-The real runtime with the memory store; clients are processes of their own. Prints one JSON object of medians, in
-milliseconds (``change_to_visible_ms``: from the return of a write to the end of another's read) but for
+The real runtime with the memory store; it and its clients, processes of their own, are pinned to one processor, but for
+the writers, which are there for being many. Prints one JSON object of medians, in milliseconds but for
 ``eight_writers``, which is how much longer eight processes take together for what one does alone.
+``change_to_visible_ms`` is from the return of a write until one who reads over and over has it,
+``change_to_follower_ms`` from the begin of a write until its record has come out of a stream.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ import msgspec
 
 from conformance.drivers import Runtime
 
+CPU = max(os.sched_getaffinity(0))
 ROUNDS = 5
 CHANGES = 200
 MESSAGES = 400
@@ -71,10 +74,20 @@ def watch(path: str) -> None:
     """Read *path* over and over; print each number that it holds and when that was seen first, up to a negative one."""
     last = b""
     while not last.startswith(b"-"):
-        text = Path(path).read_bytes()
+        value = os.open(path, os.O_RDONLY)
+        text = os.read(value, 100)
+        os.close(value)
         if text != last:
             sys.stdout.write(f"{int(text)} {time.monotonic_ns()}\n")
             last = text
+
+
+def follow(path: str) -> None:
+    """Read the stream *path*; print when each record came."""
+    stream = os.open(path, os.O_RDONLY)
+    while text := os.read(stream, 1 << 16):
+        sys.stdout.write(f"{time.monotonic_ns()}\n" * text.count(b"\n"))
+        sys.stdout.flush()
 
 
 def write(path: str, count: str, begin: str) -> None:
@@ -101,7 +114,7 @@ def block(path: str, count: str) -> None:
         thread.join()
 
 
-CLIENTS: dict[str, Callable[..., None]] = {"watch": watch, "write": write, "block": block}
+CLIENTS: dict[str, Callable[..., None]] = {"watch": watch, "follow": follow, "write": write, "block": block}
 
 
 # -- measurements ------------------------------------------------------------------------------------------------------
@@ -123,6 +136,22 @@ def visible(agent: Path) -> tuple[float, float]:
     said = {int(number): int(at) for number, at in map(str.split, lines)}
     seen = [max(0, said[number] - at) for number, at in written.items() if number in said]
     return statistics.median(took) / 1e6, statistics.median(seen) / 1e6
+
+
+def followed(agent: Path) -> float:
+    """Milliseconds from the begin of a verb's write until another process has read the record of it."""
+    follower, took = begun("follow", str(agent / "logs/trace@follow")), []
+    assert follower.stdout is not None
+    until_blocked(follower.pid)
+    with (agent / "ctl").open("wb", buffering=0) as ctl:
+        for number in range(CHANGES):
+            pause()
+            at = time.monotonic_ns()
+            ctl.write((b"resume\n", b"pause\n")[number % 2])
+            took.append(int(follower.stdout.readline()) - at)
+    follower.kill()
+    follower.wait(PATIENCE_S)
+    return statistics.median(took) / 1e6
 
 
 def writing(top: Path, folder: Path, writers: int) -> float:
@@ -187,10 +216,13 @@ def main(binding: str) -> None:
             agent = runtime.place / "agents/demo"
             agent.mkdir()
             rounds = [{n: writing(agent.parent, Path(folder), n) for n in (1, WRITERS)} for _ in range(ROUNDS)]
-            (write, change), blocked = visible(agent), behind_blocked(agent)
+            for pid in (0, runtime.process.pid):
+                os.sched_setaffinity(pid, {CPU})
+            (write, change), record, blocked = visible(agent), followed(agent), behind_blocked(agent)
             found = {
                 "write_ms": write,
                 "change_to_visible_ms": change,
+                "change_to_follower_ms": record,
                 "eight_writers": statistics.median(took[WRITERS] / took[1] for took in rounds),
                 "status_behind_1000_ms": blocked[0],
                 "status_behind_1000_most_ms": blocked[1],
