@@ -4,7 +4,7 @@ python bench/fuse.py [SECONDS]
 
 Each measurement is a small C program that does one thing over and over; it and the server it asks are pinned to one
 processor and measured in turn, five times; the medians are operations a second, the ratios are to the C server, and to
-tmpfs where the kernel may answer by itself. Needs a C compiler, libfuse3-dev and root.
+tmpfs where the kernel may answer by itself. Needs a C compiler, libfuse3-dev, bubblewrap and root.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
+from soak import SANDBOXES, session
 
 from conformance.drivers import Runtime
 
@@ -43,6 +45,20 @@ class Case:
         """How the result is called."""
         return f"{self.operation} {self.path}"
 
+    def within(self, tree: Tree) -> Path:
+        """The file in *tree*."""
+        if self.path == "files/large":
+            return tree.files / "large"
+        return tree.top / self.path.replace(*tree.renamed)
+
+
+class Tree(NamedTuple):
+    """Where one of the trees is, where its files of a sandbox are, and what is called otherwise in it."""
+
+    top: Path
+    files: Path
+    renamed: tuple[str, str] = ("", "")
+
 
 CASES = [
     Case("pread", "agents/demo/status"),
@@ -54,6 +70,7 @@ CASES = [
     Case("append", "agents/demo/kv/log"),
     Case("readdir", "agents/many/kv", is_cached=True),
     Case("ls-l", "agents/many/kv", is_cached=True),
+    Case("sequential-read", "files/large", is_cached=True),
 ]
 
 
@@ -63,21 +80,23 @@ def pinned(*words: str) -> list[str]:
 
 
 @contextmanager
-def in_c(top: Path, program: Path) -> Iterator[Path]:
-    """The C server's tree."""
+def in_c(top: Path, program: Path) -> Iterator[Tree]:
+    """The C server's tree, which has no files of a sandbox."""
     top.mkdir()
+    (files := top.with_name("c-files")).mkdir()
+    (files / "large").write_bytes(bytes(LARGE))
     server = subprocess.Popen(pinned(str(program), "-f", "-s", str(top)))
     try:
         while f" {top} " not in Path("/proc/self/mountinfo").read_text():
             os.sched_yield()
-        yield top
+        yield Tree(top, files, ("many/kv", "many"))
     finally:
         server.terminate()
         server.wait(20)
 
 
 @contextmanager
-def on_tmpfs(top: Path) -> Iterator[Path]:
+def on_tmpfs(top: Path) -> Iterator[Tree]:
     """The same names on tmpfs."""
     top.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "none", str(top)], check=True)
@@ -85,38 +104,39 @@ def on_tmpfs(top: Path) -> Iterator[Path]:
         for name in ("demo", "many"):
             (top / "agents" / name / "kv").mkdir(parents=True)
             (top / "agents" / name / "status").write_bytes(bytes(400))
-        filled(top)
-        yield top
+        yield filled(Tree(top, top))
     finally:
         subprocess.run(["umount", str(top)], check=True)
 
 
 @contextmanager
-def by_runtime(folder: Path, binding: str) -> Iterator[Path]:
+def by_runtime(folder: Path, binding: str) -> Iterator[Tree]:
     """A whole runtime's mount."""
     folder.mkdir()
-    runtime = Runtime("memory", folder, settings=[f"fuse_binding={binding}", "limits.kv_keys=2000"])
+    settings = [f"fuse_binding={binding}", "limits.kv_keys=2000", SANDBOXES]
+    runtime = Runtime("memory", folder, settings=settings)
     runtime.start()
     try:
         os.sched_setaffinity(runtime.process.pid, {CPU})
         for name in ("demo", "many"):
             (runtime.place / "agents" / name).mkdir()
-        filled(runtime.place)
-        yield runtime.place
+        yield filled(Tree(runtime.place, session(runtime.place / "agents/demo")))
     finally:
         runtime.stop()
 
 
-def filled(top: Path) -> None:
-    """Put there what is measured."""
-    (top / "agents/demo/kv/x").write_bytes(b"hello\n")
+def filled(tree: Tree) -> Tree:
+    """*tree* with what is measured."""
+    (tree.top / "agents/demo/kv/x").write_bytes(b"hello\n")
     for number in range(MANY):
-        (top / f"agents/many/kv/f{number:04}").write_bytes(b"hello\n")
+        (tree.top / f"agents/many/kv/f{number:04}").write_bytes(b"hello\n")
+    (tree.files / "large").write_bytes(bytes(LARGE))
+    return tree
 
 
-def measure(client: Path, case: Case, top: Path, seconds: float) -> float:
+def measure(client: Path, case: Case, tree: Tree, seconds: float) -> float:
     """Operations a second."""
-    path = top / case.path
+    path = case.within(tree)
     if case.operation == "append":
         path.write_bytes(b"")
     words = pinned(str(client), case.operation, str(path), str(seconds))
@@ -138,7 +158,7 @@ def main(seconds: float) -> None:
             ["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True
         ).stdout.split()
         client = built("fuse_client.c", folder)
-        tops = {
+        trees = {
             "c": stack.enter_context(in_c(folder / "c", built("fuse_baseline.c", folder, *flags))),
             "tmpfs": stack.enter_context(on_tmpfs(folder / "tmpfs")),
             "wire": stack.enter_context(by_runtime(folder / "wire", "wire")),
@@ -146,11 +166,10 @@ def main(seconds: float) -> None:
         }
         found: dict[str, dict[str, float]] = {}
         for case in CASES:
-            rates: dict[str, list[float]] = {name: [] for name in tops}
+            rates: dict[str, list[float]] = {name: [] for name in trees}
             for _ in range(ROUNDS):
-                for name, top in tops.items():
-                    c_path = Case(case.operation, case.path.replace("many/kv", "many")) if name == "c" else case
-                    rates[name].append(measure(client, c_path, top, seconds))
+                for name, tree in trees.items():
+                    rates[name].append(measure(client, case, tree, seconds))
             medians = {name: statistics.median(each) for name, each in rates.items()}
             base = "tmpfs" if case.is_cached else "c"
             ratios = {f"{name}/{base}": round(medians[name] / medians[base], 3) for name in ("wire", "pyfuse3")}
