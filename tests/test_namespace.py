@@ -15,8 +15,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from agentfs.errors import error
 from agentfs.namespace import Namespace, Resolve
 from agentfs.service import FileService
-from agentfs.tree import At, Dir, Entry, Tree
-from agentfs.types import OPERATOR, ROOT, Bind, Facet, Mode, Path, Principal, Stat, Want, join, split
+from agentfs.types import OPERATOR, ROOT, Bind, Mode, Path, Principal, Stat, Want, join, split
 from agentfs.views import ReadOnly
 
 T = TypeVar("T")
@@ -388,29 +387,3 @@ def test_binds_that_double_end_with_an_error_and_change_nothing() -> None:
             assert made.script() == before
             return
     raise AssertionError("grew without limit")
-
-
-def kept(names: dict[str, bool], facet: Facet) -> Tree:
-    """A directory of directories that come and go with *facet*, each with a listing that may be kept."""
-
-    async def has(at: At, key: str) -> bool:
-        return key in names
-
-    async def keys(at: At, after: str, limit: int) -> list[Entry]:
-        return [Entry(name) for name in sorted(names) if name > after][:limit]
-
-    return Tree(root=Dir(each=Dir(name="{key}"), has=has, keys=keys, facets=(facet,)))
-
-
-async def test_a_listing_promises_no_more_than_a_look_at_each() -> None:
-    """Of a union another member may get the same name, and have names of its own in a directory of that name."""
-    first, second = kept({"x": True, "both": True}, ("a", "one/")), kept({"y": True, "both": True}, ("a", "two/"))
-    space = Namespace()
-    space.mount(first, Path("u"), name="one")
-    space.mount(second, Path("u"), Bind.AFTER, name="two")
-    space.mount(first, Path("alone"), name="one")
-    for top in ("u", "alone"):
-        for entry in await space.list(Path(top)):
-            assert entry == await space.stat(Path(f"{top}/{entry.name}")), entry.name
-    promised = {entry.name: (entry.named is not None, entry.lists) for entry in await space.list(Path("u"))}
-    assert promised == {"both": (True, False), "x": (True, False), "y": (False, False)}
