@@ -246,7 +246,11 @@ class Namespace(FileService):
         node = place.node
         if node is not None and not found.is_dir and (node.children or not node.members):
             return _synthetic(path)
-        st = _own(found, way, place.name)
+        return self._promised(place, found, way)
+
+    def _promised(self, place: Place, found: Stat, way: Way) -> Stat:
+        """*found* at *place* by *way*, which promises no more than what is mounted beside that lets it."""
+        st, node = _own(found, way, place.name), place.node
         if not self._is_settled(place.ways, way):
             st = msgspec.structs.replace(st, until=None, named=None)
         is_whole = len(place.ways) == 1 and (node is None or not node.children)
@@ -274,16 +278,20 @@ class Namespace(FileService):
         return msgspec.structs.replace(first, mode=mode, until=None, lists=False)
 
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
-        _, node, ways = self._place(path)
+        root = self._table.root  # it may be replaced meanwhile
+        _, node, ways = place_of(root, path)
         if not (await self._nearest(path)).is_dir:
             raise error(errno.ENOTDIR, path)
         is_alone = len(ways) == 1 and (node is None or not node.children)
-        found: dict[str, Stat] = {}
-        for way in ways:
-            for st in await self._pages(way, after, limit, is_alone):
-                if st.name not in found:
-                    found[st.name] = _own(st, way, st.name)
         points = {name for name in node.children if name > after} if node else set()
+        found: dict[str, Stat] = {}
+        for i, way in enumerate(ways):
+            for st in await self._pages(way, after, limit, is_alone):
+                if is_alone:
+                    found[st.name] = _own(st, way, st.name)
+                elif st.name not in found and st.name not in points:
+                    place = place_of(root, join(path, st.name))
+                    found[st.name] = self._promised(place, st, place.ways[i])
         names = sorted(found.keys() | points)[:limit]
         return [await self._point(join(path, name)) if name in points else found[name] for name in names]
 

@@ -18,7 +18,7 @@ from agentfs.limits import Limits
 from agentfs.ports import Committed, Store, Unit
 from agentfs.providers.clock import ManualClock
 from agentfs.providers.store.memory import MemoryStore
-from agentfs.rows import AlarmRow, KvRow, StateRow
+from agentfs.rows import AlarmRow, EnvelopeRow, KvRow, StateRow
 from agentfs.types import DAY, OPERATOR, Facet
 
 
@@ -219,6 +219,82 @@ async def test_a_drain_ends_with_the_last_commit_not_with_the_clock(clock: Manua
                 await trio.testing.wait_all_tasks_blocked()
                 gate.set()
         assert engine.is_idle
+
+
+async def test_a_tick_that_begins_and_ends_is_told(clock: ManualClock) -> None:
+    """Who waits for a place to tick in is awake for long before, and a hook after a failure commits nothing."""
+    told: list[Facet] = []
+    gates = {name: trio.Event() for name in "ab"}
+
+    async def act(agent: Script, ctx: AgentContext, trigger: Trigger) -> None:
+        await gates[ctx.agent].wait()
+
+    Script.act = act
+    async with running(MemoryStore(clock), clock, Limits(parallel_ticks=1)) as engine:
+        for name in gates:
+            await started(engine, name)
+            await send(engine, name, "go")
+            await trio.testing.wait_all_tasks_blocked()
+        assert [(await engine.status(name))["is_ticking"] for name in gates] == [True, False]
+        with engine.core.versions.telling(told.append):
+            gates["a"].set()
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await engine.status("b"))["is_ticking"] and ("b", "lifecycle") in told
+        gates["b"].set()
+        await settle(engine)
+
+
+async def test_a_retry_whose_time_has_come_is_told(clock: ManualClock) -> None:
+    """``next_wake`` is another then, though the agent is awake with something else."""
+    told: list[Facet] = []
+    gate = trio.Event()
+
+    async def act(agent: Script, ctx: AgentContext, trigger: Trigger) -> None:
+        if trigger.payload == "bad":
+            raise ValueError("bad")
+        await gate.wait()
+
+    Script.act = act
+    async with running(MemoryStore(clock), clock) as engine:
+        await started(engine, retry={"attempts": 2, "base_ms": 100})
+        await send(engine, "a", "bad")
+        await settle(engine)
+        await send(engine, "a", "long", source="bob")
+        await trio.testing.wait_all_tasks_blocked()
+        assert (await engine.status("a"))["next_wake"]
+        with engine.core.versions.telling(told.append):
+            clock.advance(1)
+            await trio.testing.wait_all_tasks_blocked()
+        assert (await engine.status("a"))["next_wake"] is None
+        assert ("a", "lifecycle") in told
+        gate.set()
+        await settle(engine)
+
+
+async def test_the_depth_of_an_inbox_that_is_being_loaded_is_that_of_its_rows(clock: ManualClock) -> None:
+    """Nothing tells that it has been loaded."""
+    gate = trio.Event()
+
+    class Slow(MemoryStore):
+        async def scan(self, table: Any, *prefix: str, **how: Any) -> Any:
+            if table is EnvelopeRow and prefix == ("a",):
+                await gate.wait()
+            return await super().scan(table, *prefix, **how)
+
+    store = Slow(clock)
+    gate.set()
+    async with running(store, clock) as engine:
+        await started(engine)
+        await engine.verb("a", "pause", OPERATOR)
+        await send(engine, "a", "waits")
+        await settle(engine)
+        engine.mail.forget("a")
+        gate = trio.Event()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.mail.box, "a")
+            await trio.testing.wait_all_tasks_blocked()
+            assert (await engine.status("a"))["queue_depth"] == 1
+            gate.set()
 
 
 async def test_a_new_day_is_a_change_that_is_told(clock: ManualClock) -> None:

@@ -15,9 +15,10 @@ from wirekernel import FACET, PATIENCE_S, Kernel, Promised, fixed, hello, pair, 
 
 from agentfs.faces.fuse.wire import protocol as p
 from agentfs.faces.fuse.wire.protocol import FOpen, Notify, Op
+from agentfs.namespace import Namespace
 from agentfs.service import FileHandle
-from agentfs.tree import At, Dir, File, Info, Tree
-from agentfs.types import NO_WANT, Facet, Mode, Path, Stat, Want
+from agentfs.tree import At, Dir, Entry, File, Info, Tree
+from agentfs.types import NO_WANT, Bind, Facet, Mode, Path, Stat, Want
 from agentfs.views import View
 
 
@@ -278,3 +279,29 @@ async def test_a_listing_that_fails_half_way_counts_nothing() -> None:
         body = p.READ_IN.pack(p.OPEN_OUT.unpack(text)[0], 0, 1 << 20, 0, 0, 0, 0)
         assert (await kernel.ask(Op.READDIRPLUS, body, node=node))[0] == errno.ENOBUFS
         assert len(core.inodes) == before
+
+
+def kept(names: dict[str, bool], facet: Facet) -> Tree:
+    """A directory of directories that come and go with *facet*, each with a listing that may be kept."""
+
+    async def has(at: At, key: str) -> bool:
+        return key in names
+
+    async def keys(at: At, after: str, limit: int) -> list[Entry]:
+        return [Entry(name) for name in sorted(names) if name > after][:limit]
+
+    return Tree(root=Dir(each=Dir(name="{key}"), has=has, keys=keys, facets=(facet,)))
+
+
+async def test_a_listing_promises_no_more_than_a_look_at_each() -> None:
+    """Of a union another member may get the same name, and have names of its own in a directory of that name."""
+    first, second = kept({"x": True, "both": True}, ("a", "one/")), kept({"y": True, "both": True}, ("a", "two/"))
+    space = Namespace()
+    space.mount(first, Path("u"), name="one")
+    space.mount(second, Path("u"), Bind.AFTER, name="two")
+    space.mount(first, Path("alone"), name="one")
+    for top in ("u", "alone"):
+        for entry in await space.list(Path(top)):
+            assert entry == await space.stat(Path(f"{top}/{entry.name}")), entry.name
+    promised = {entry.name: (entry.named is not None, entry.lists) for entry in await space.list(Path("u"))}
+    assert promised == {"both": (True, False), "x": (True, False), "y": (False, False)}

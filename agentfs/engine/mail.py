@@ -60,7 +60,7 @@ class Mail:
     async def depth(self, agent: str) -> int:
         """How many envelopes of *agent* are pending."""
         box = self._boxes.get(agent)
-        return len(box) if box is not None else await self._core.store.count(EnvelopeRow, agent)
+        return len(box) if box is not None and box.is_loaded else await self._core.store.count(EnvelopeRow, agent)
 
     def running(self, agent: str) -> tuple[str, str]:
         """The envelope that the running tick of *agent* is about, and its packed purses; "" and "" when none runs."""

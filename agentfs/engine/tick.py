@@ -158,12 +158,14 @@ class Ticks:
         self._timers.set(key, self._core.clock.now_ns() + settings.tick_timeout_ms * 1_000_000, expire)
         with anyio.CancelScope() as scope:
             running.scope, running.why = scope, ""
+            self._core.versions.bump(running.agent, "lifecycle")
             try:
                 await call(self._program(running, settings))
             except SystemExit as exc:  # a program that exits ends its tick, not the runtime
                 raise error(errno.EREMOTEIO, detail=f"program called exit({exc.code!r})") from exc
             finally:
                 running.scope = None
+                self._core.versions.bump(running.agent, "lifecycle")
                 self._timers.cancel(key)
         if scope.cancelled_caught:
             running.program = None  # cut off half-way: whatever it held in memory is not to be trusted

@@ -132,9 +132,11 @@ class Workers:
 
     def _wake_at(self, agent: str, at_ns: int) -> None:
         async def wake() -> None:
+            self._core.versions.bump(agent, "lifecycle")  # no longer waits for that, awake as it may be
             self.wake(agent)
 
         self._timers.set(("wake", agent), at_ns, wake)
+        self._core.versions.bump(agent, "lifecycle")
 
     async def _sleep(self, running: Running) -> None:
         row = await self._core.store.get(AgentRow, running.agent)
