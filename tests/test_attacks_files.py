@@ -23,7 +23,7 @@ from agentfs.providers.programs.execute import Execute
 from agentfs.rows import AlarmRow, KvRow
 from agentfs.service import FileService
 from agentfs.tree import Tree
-from agentfs.types import OPERATOR, Mode, Path, Principal
+from agentfs.types import OPERATOR, Mode, Path, Principal, join
 
 READ, WRITE = Mode.READ, Mode.WRITE
 FULL = {"policy": "reject", "max_depth": 1, "dead_letter_max": 9}
@@ -223,3 +223,20 @@ async def test_what_agents_write_about_themselves_cannot_name_another(store: Sto
         (envelope,) = await pending(engine, "a")
         assert msgspec.json.decode(envelope.body)["metadata"] == {"extra": {"alarm": "x"}}
         assert await lines(engine, "a", "outbox") == []
+
+
+async def test_what_is_listed_promises_no_more_than_what_is_looked_at(store: Store, clock: ManualClock) -> None:
+    """What a mount learns from a listing it goes by later, for all that is below."""
+    async with running(store, clock) as engine:
+        default = parse_settings(b'{"program": {"kind": "inline", "ref": "engines:Script"}}')
+        house, _ = build(engine, default, lambda config: None, {})
+        await engine.create("a", settings())
+        await engine.put_kv("a", "x", b"1", match=None, is_new=True)
+        left = [Path("")]
+        while left:
+            top = left.pop()
+            for entry in await house.list(top):
+                found = await house.stat(path := join(top, entry.name))
+                promises = [(st.until, st.named, st.lists) for st in (entry, found)]
+                assert promises[0] == promises[1], path
+                left += [path] if entry.is_dir else []

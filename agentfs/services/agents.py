@@ -141,7 +141,7 @@ class Agents(FileService):
     async def list(self, path: Path, after: str = "", limit: int = 1000) -> Sequence[Stat]:
         below = await self._below(path)
         if below is None:
-            return await self._top.list(path, after, limit)
+            return [msgspec.structs.replace(st, lists=False) for st in await self._top.list(path, after, limit)]
         space, agent, rest = below
         return [_own(st, agent) for st in await space.list(rest, after, limit)]
 
