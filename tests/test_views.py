@@ -67,6 +67,11 @@ class Notes(FileHandle):
         return 42
 
     @property
+    def content(self) -> bytes | None:
+        self.calls.append(("content",))
+        return b"all"
+
+    @property
     def descriptor(self) -> int | None:
         self.calls.append(("descriptor",))
         return 3
@@ -155,11 +160,13 @@ async def test_handles_forward_everything(wrap: type[ViewHandle]) -> None:
     assert handle.is_ready() is False
     await handle.wait_ready()
     assert handle.size == 42
+    assert handle.content == b"all"
     assert handle.descriptor == 3
     await handle.aclose()
     assert notes.calls == [
         ("read", 3, 4), ("write", b"data", 9), ("truncate", 2), ("flush", True), ("discard",), ("next",),
-        ("is_ready",), ("wait_ready",), ("size",), ("descriptor",), ("aclose",),
+        ("is_ready",), ("wait_ready",), ("size",), ("content",), ("descriptor",),
+        ("aclose",),
     ]  # fmt: skip
     assert {str(call[0]) for call in notes.calls} == public(FileHandle)
 
