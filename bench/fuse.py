@@ -71,6 +71,7 @@ CASES = [
     Case("readdir", "agents/many/kv", is_cached=True),
     Case("ls-l", "agents/many/kv", is_cached=True),
     Case("sequential-read", "files/large", is_cached=True),
+    Case("pread", "files/large", is_cached=True),
 ]
 
 
