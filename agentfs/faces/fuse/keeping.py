@@ -50,7 +50,7 @@ class Keeping:
             return False
         if (known := self._known.get(ino)) is not stat:
             if known is None or _facets(known) != _facets(stat):
-                self._drop(ino)
+                self.forget(ino)
                 for facet in _facets(stat):
                     self._files.setdefault(facet, set()).add(ino)
             self._known[ino] = stat
@@ -96,17 +96,14 @@ class Keeping:
         self.turn += 1
         numbers, names = self._files.get(facet, set()).copy(), facet in self._names
         for ino in numbers:
-            self._drop(ino)
+            self.forget(ino)
         if names:
             self._names.clear()  # the kernel forgets all of them
         if numbers or names:
             self.recall(numbers, names)
 
     def forget(self, ino: int) -> None:
-        """The kernel does not know *ino* any more."""
-        self._drop(ino)
-
-    def _drop(self, ino: int) -> None:
+        """Nothing is kept of *ino* any more."""
         self._contents.pop(ino, None)
         self._sizes.pop(ino, None)
         for facet in _facets(self._known.pop(ino, None)):
