@@ -65,6 +65,14 @@ class CheckedHandle(ViewHandle):
             raise _faulty("write", self._path, f"{taken} bytes taken of {len(data)}")
         return taken
 
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        if self._closed or offset < 0 or Mode.WRITE not in self._mode:
+            return False
+        try:
+            return self._handle.write_nowait(data, offset)
+        except Exception as exc:  # `checked` logs it
+            raise checked(exc, "write", self._path) from exc
+
     async def truncate(self, size: int) -> None:
         self._check(Mode.WRITE, size)
         await guarded(self._handle.truncate(size), "truncate", self._path)

@@ -35,6 +35,10 @@ class FileHandle(ABC):
         """
         raise error(errno.EACCES, detail="not open for writing")
 
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        """Do all of `write` if that is nothing to wait for, and no error; else False, and nothing is done."""
+        return False
+
     async def truncate(self, size: int) -> None:
         """Cut or zero-extend this handle's copy."""
         raise error(errno.EOPNOTSUPP, detail="truncate")

@@ -23,7 +23,7 @@ _WRITES: Final = Mode.WRITE | Mode.TRUNCATE | Mode.APPEND
 class ViewHandle(FileHandle):
     """Forwards every method to the handle it was given; views subclass it.
 
-    One whose reads do more must hide content and descriptor: who has these goes around it.
+    One whose reads do more must hide content and descriptor, one whose writes do more `write_nowait`: these go around.
     """
 
     def __init__(self, handle: FileHandle) -> None:
@@ -34,6 +34,9 @@ class ViewHandle(FileHandle):
 
     async def write(self, data: bytes, offset: int) -> int:
         return await self._handle.write(data, offset)
+
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        return self._handle.write_nowait(data, offset)
 
     async def truncate(self, size: int) -> None:
         await self._handle.truncate(size)
@@ -105,6 +108,9 @@ class View(FileService):
 class _ReadOnlyHandle(ViewHandle):
     async def write(self, data: bytes, offset: int) -> int:
         raise error(errno.EROFS)
+
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        return False
 
     async def truncate(self, size: int) -> None:
         raise error(errno.EROFS)

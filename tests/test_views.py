@@ -38,6 +38,10 @@ class Notes(FileHandle):
         self.calls.append(("write", data, offset))
         return len(data)
 
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        self.calls.append(("write_nowait", data, offset))
+        return True
+
     async def truncate(self, size: int) -> None:
         self.calls.append(("truncate", size))
 
@@ -153,6 +157,7 @@ async def test_handles_forward_everything(wrap: type[ViewHandle]) -> None:
     handle = wrap(notes)
     assert await handle.read(3, 4) == b"rrr"
     assert await handle.write(b"data", 9) == 4
+    assert handle.write_nowait(b"more", 13)
     await handle.truncate(2)
     await handle.flush(final=True)
     handle.discard()
@@ -164,7 +169,8 @@ async def test_handles_forward_everything(wrap: type[ViewHandle]) -> None:
     assert handle.descriptor == 3
     await handle.aclose()
     assert notes.calls == [
-        ("read", 3, 4), ("write", b"data", 9), ("truncate", 2), ("flush", True), ("discard",), ("next",),
+        ("read", 3, 4), ("write", b"data", 9), ("write_nowait", b"more", 13), ("truncate", 2), ("flush", True),
+        ("discard",), ("next",),
         ("is_ready",), ("wait_ready",), ("size",), ("content",), ("descriptor",),
         ("aclose",),
     ]  # fmt: skip

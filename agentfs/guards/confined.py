@@ -59,6 +59,9 @@ class ConfinedHandle(LeasedHandle):
         self._may_read = self._may_read or taken > 0
         return taken
 
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        return self._may_read and super().write_nowait(data, offset)
+
     async def read(self, size: int, offset: int) -> bytes:
         if not self._may_read:
             raise error(errno.EACCES, self._path, f"{self._right} allows to write here, not to read")

@@ -36,6 +36,9 @@ class GrantedHandle(LeasedHandle):
             self._bucket.take(1, self._path, errno.ENOBUFS)
         return await super().write(data, offset)
 
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        return self._bucket is None and super().write_nowait(data, offset)
+
 
 class Granted(Selective, View):
     """*service* as *grant* allows it, until *lease* is revoked.

@@ -70,6 +70,9 @@ class LeasedHandle(ViewHandle):
     def _stays(self) -> bool:
         return all(lease.stays for lease in self._leases)
 
+    def _is_cut(self) -> bool:
+        return any(lease.is_revoked for lease in self._leases)
+
     async def cut(self) -> None:
         """End what is under way; nothing more is committed."""
         self._handle.discard()
@@ -97,6 +100,9 @@ class LeasedHandle(ViewHandle):
         self._check()
         return await self._handle.write(data, offset)
 
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        return not self._is_cut() and self._handle.write_nowait(data, offset)
+
     async def truncate(self, size: int) -> None:
         self._check()
         await self._handle.truncate(size)
@@ -111,11 +117,11 @@ class LeasedHandle(ViewHandle):
         return await self._held(self._handle.next())
 
     async def wait_ready(self) -> None:
-        if not any(lease.is_revoked for lease in self._leases):
+        if not self._is_cut():
             await self._handle.wait_ready()
 
     def is_ready(self) -> bool:
-        return any(lease.is_revoked for lease in self._leases) or self._handle.is_ready()
+        return self._is_cut() or self._handle.is_ready()
 
     async def aclose(self) -> None:
         for lease in self._leases:

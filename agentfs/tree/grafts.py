@@ -82,3 +82,6 @@ class _PayingHandle(ViewHandle):
     async def write(self, data: bytes, offset: int) -> int:
         async with self._purse.paying(self._path, data):
             return await self._handle.write(data, offset)
+
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        return False

@@ -154,9 +154,20 @@ class DataHandle(TreeHandle):
         self._fit(begin + len(data))
         if begin > len(self._buffer):
             self._buffer.extend(bytes(begin - len(self._buffer)))
+        self._put(data, begin)
+        return len(data)
+
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        begin = len(self._buffer) if Mode.APPEND in self._mode else offset
+        if self._closed or Mode.WRITE not in self._mode or begin > len(self._buffer):
+            return False
+        if is_taken := self._fits(begin + len(data)):
+            self._put(data, begin)
+        return is_taken
+
+    def _put(self, data: bytes, begin: int) -> None:
         self._buffer[begin : begin + len(data)] = data
         self._is_dirty = True
-        return len(data)
 
     async def truncate(self, size: int) -> None:
         self._check(Mode.WRITE)
@@ -165,8 +176,11 @@ class DataHandle(TreeHandle):
         self._buffer.extend(bytes(size - len(self._buffer)))
         self._is_dirty = True
 
+    def _fits(self, size: int) -> bool:
+        return not self._is_broken and size <= self._node.limit
+
     def _fit(self, size: int) -> None:
-        if self._is_broken or size > self._node.limit:
+        if not self._fits(size):
             self._is_broken = True  # part of a value is no value: nothing of it is stored
             raise error(errno.EFBIG, self._at.path, f"value over {self._node.limit} bytes")
 

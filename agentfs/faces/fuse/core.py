@@ -290,11 +290,14 @@ class Core:
         await self.release(opened.fh)
         return attr
 
+    def known(self, fh: int, size: int, offset: int) -> bytes | None:
+        """What `read` gives, if nothing has to be asked for it."""
+        handle = self._file(fh).handle
+        return handle.content[offset : offset + size] if type(handle) is Content else None
+
     async def read(self, fh: int, size: int, offset: int) -> bytes:
         """Up to *size* bytes; only a stream that is not ready blocks (EAGAIN if opened O_NONBLOCK)."""
         file = self._file(fh)
-        if type(file.handle) is Content:
-            return file.handle.content[offset : offset + size]
         if file.reads or not file.handle.is_ready():
             return await self._read_stream(file, size, offset)
         file.reads += 1
@@ -312,6 +315,10 @@ class Core:
             return _checked(await self.blocked.run(file.opener, lambda: file.handle.read(size, offset)), size)
         finally:
             file.reads -= 1
+
+    def takes(self, fh: int, data: bytes, offset: int) -> bool:
+        """Whether all of *data* was taken at once; else nothing is done, and it is a case for `write`."""
+        return self._file(fh).handle.write_nowait(data, offset)
 
     async def write(self, fh: int, data: bytes, offset: int) -> int:
         """The number of bytes taken; what they complete is committed."""

@@ -64,6 +64,11 @@ def shape_of(table: type[Row]) -> Shape:
     return Shape(table, table.TABLE, names, tuple(kinds), frozenset(optional), table.KEY, table.INDEX)
 
 
+def _is_plain(value: object) -> bool:
+    """Whether *value* needs no closer look to be stored as text; nearly all keys are such."""
+    return type(value) is str and value.isascii()
+
+
 def check_text(value: object, what: str) -> None:
     """EINVAL unless *value* is a str, EILSEQ when it holds lone surrogates."""
     if not isinstance(value, str):
@@ -80,7 +85,8 @@ def check_key(shape: Shape, key: tuple[object, ...], *, full: bool = False) -> N
     if len(key) > len(shape.key) or (full and len(key) < len(shape.key)):
         raise error(errno.EINVAL, detail=f"{shape.name} key: want {'' if full else 'at most '}{len(shape.key)} columns")
     for name, value in zip(shape.key, key, strict=False):
-        check_text(value, f"{shape.name}.{name}")
+        if not _is_plain(value):
+            check_text(value, f"{shape.name}.{name}")
 
 
 def check_column(shape: Shape, column: str, allowed: Iterable[str]) -> None:
@@ -90,6 +96,8 @@ def check_column(shape: Shape, column: str, allowed: Iterable[str]) -> None:
 
 
 def _check_value(shape: Shape, name: str, kind: type, value: Any) -> None:
+    if kind is str and _is_plain(value):
+        return
     what = f"{shape.name}.{name}"
     if value is None:
         if name not in shape.optional:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
-from typing import Final, NamedTuple
+from typing import Final, TypeAlias
 
 import trio
 
@@ -20,6 +20,7 @@ MAX_WRITE: Final = 1 << 20
 _BUFFER: Final = MAX_WRITE + (1 << 12)
 _YIELDS: Final = 3
 _HEADER: Final = IN_HEADER.size
+_OUT_HEADER: Final = OUT_HEADER.size
 _LOST: Final = (errno.ENOENT, errno.ENODEV, errno.ECONNABORTED, errno.EPIPE)
 
 
@@ -27,14 +28,8 @@ class GoneError(Exception):
     """The mount is no longer there."""
 
 
-class Message(NamedTuple):
-    """One request; ``body`` is valid until the next one is taken."""
-
-    opcode: int
-    unique: int
-    node: int
-    tid: int
-    body: memoryview
+Message: TypeAlias = tuple[int, int, int, int, memoryview]
+"""One request: opcode, unique, node, tid and the body, which is valid until the next one is taken."""
 
 
 class Device:
@@ -63,7 +58,7 @@ class Device:
         end = size - extensions * 8
         if length != size or end < _HEADER:
             raise OSError(errno.EPROTO, f"a message of {size} bytes that says {length}, {extensions} of extensions")
-        return Message(opcode, unique, node, tid, self._view[_HEADER:end])
+        return opcode, unique, node, tid, self._view[_HEADER:end]
 
     def take_soon(self) -> Message | None:
         """The next message, letting others run for a moment: whoever was answered often asks again at once."""
@@ -77,28 +72,25 @@ class Device:
         """Return when there may be a message."""
         await trio.lowlevel.wait_readable(self.fd)
 
-    def answer(self, unique: int, body: bytes) -> None:
+    def answer(self, unique: int, body: bytes, code: int = 0) -> bool:
         """Send a good answer. It is lost only with the mount: the kernel waits for every request it has given out."""
-        self._send(unique, 0, body)
-
-    def refuse(self, unique: int, code: int) -> None:
-        """Answer with the errno *code*."""
-        self._send(unique, -code, b"")
-
-    def notify(self, code: int, body: bytes) -> bool:
-        """Tell the kernel something by itself; whether it knows what that is about (yet, or still)."""
-        return self._send(0, code, body)
-
-    def _send(self, unique: int, code: int, body: bytes) -> bool:
         if self.fd < 0:
             return False
         try:
-            os.writev(self.fd, (OUT_HEADER.pack(OUT_HEADER.size + len(body), code, unique), body))
+            os.writev(self.fd, (OUT_HEADER.pack(_OUT_HEADER + len(body), code, unique), body))
         except OSError as exc:
             if exc.errno not in _LOST:
                 log.error("answer %d of %d bytes: %s", code, len(body), exc)
             return False
         return True
+
+    def refuse(self, unique: int, code: int) -> None:
+        """Answer with the errno *code*."""
+        self.answer(unique, b"", -code)
+
+    def notify(self, code: int, body: bytes) -> bool:
+        """Tell the kernel something by itself; whether it knows what that is about (yet, or still)."""
+        return self.answer(0, body, code)
 
     def close(self) -> None:
         """Let the kernel know that nobody serves any more. What is sent from now on is lost."""

@@ -29,7 +29,10 @@ _KEPT_S: Final = 3600
 Answer: TypeAlias = bytes | None
 """The body of an answer; None: nobody waits for one."""
 
-Handler: TypeAlias = Callable[["Operations", int, int, memoryview], Coroutine[Any, Any, Answer]]
+Call: TypeAlias = Coroutine[Any, Any, Answer]
+
+Handler: TypeAlias = Callable[["Operations", int, int, memoryview], Answer | Call]
+"""Answers at once where it can, for most messages are small and many."""
 
 
 class Row(NamedTuple):
@@ -167,17 +170,21 @@ class Operations:
         opened, attr = await self._core.create(node, name, flags, tid)
         return _entry(attr) + self._opened(opened, attr.node)
 
-    async def read(self, node: int, tid: int, body: memoryview) -> bytes:
-        fh, offset, size, *_ = _fields(p.READ_IN, body)
+    def read(self, node: int, tid: int, body: memoryview) -> bytes | Call:
+        fh, offset, size, *_ = p.READ_IN.unpack_from(body)
         if size > MAX_READ:
             raise error(errno.EINVAL, detail=f"a read of {size} bytes")
-        return await self._core.read(fh, size, offset)
+        known = self._core.known(fh, size, offset)
+        return self._core.read(fh, size, offset) if known is None else known
 
-    async def write(self, node: int, tid: int, body: memoryview) -> bytes:
-        fh, offset, size, *_ = _fields(p.WRITE_IN, body)
+    def write(self, node: int, tid: int, body: memoryview) -> bytes | Call:
+        fh, offset, size, *_ = p.WRITE_IN.unpack_from(body)
         data = bytes(body[p.WRITE_IN.size :])
         if size != len(data):
             raise error(errno.EINVAL, detail=f"a write of {size} bytes with {len(data)}")
+        return p.WRITE_OUT.pack(size, 0) if self._core.takes(fh, data, offset) else self._write(fh, data, offset)
+
+    async def _write(self, fh: int, data: bytes, offset: int) -> bytes:
         return p.WRITE_OUT.pack(await self._core.write(fh, data, offset), 0)
 
     async def flush(self, node: int, tid: int, body: memoryview) -> bytes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import logging
 import types
-from collections.abc import Collection, Coroutine, Generator
+from collections.abc import Collection, Generator
 from time import monotonic
 from typing import Any, Final, cast
 
@@ -20,7 +20,7 @@ from agentfs.faces.fuse.core import Core
 from agentfs.faces.fuse.wire import protocol as p
 from agentfs.faces.fuse.wire.backing import STACK_DEPTH, Backings
 from agentfs.faces.fuse.wire.device import MAX_WRITE, Device, GoneError, Message
-from agentfs.faces.fuse.wire.operations import SILENT, TABLE, UNKNOWN, Answer, Operations
+from agentfs.faces.fuse.wire.operations import SILENT, TABLE, UNKNOWN, Answer, Call, Operations
 from agentfs.faces.fuse.wire.protocol import Init, Notify, Op
 
 log = logging.getLogger(__name__)
@@ -38,7 +38,7 @@ _WANTED: Final = (
 
 
 @types.coroutine
-def _go_on(coro: Coroutine[Any, Any, Answer], trap: object) -> Generator[Any, Any, Answer]:
+def _go_on(coro: Call, trap: object) -> Generator[Any, Any, Answer]:
     """Let *coro*, which was driven by hand up to *trap*, run to its end as a part of this task."""
     thrown: BaseException | None = None
     sent: object = None
@@ -106,7 +106,9 @@ class Session:
             if message is None:
                 await self._device.wait()
                 ends = monotonic() + _TURN_S
-            elif await self._serve(message, worker):
+            elif (begun := self._begin(message)) is not None:
+                self._step_aside()
+                await self._finish(message, worker, *begun)
                 return
             elif monotonic() > ends:
                 await trio.lowlevel.checkpoint()
@@ -119,27 +121,35 @@ class Session:
             except OSError as exc:
                 log.error("dropped: %s", exc)
 
-    async def _serve(self, message: Message, worker: _Worker) -> bool:
-        """Answer *message*; whether it had to wait, and somebody else leads now."""
+    def _begin(self, message: Message) -> tuple[Call, object] | None:
+        """Answer *message*; or, where that has to wait, what it was driven up to by hand, and what that waits for."""
         opcode, unique, node, tid, body = message
         row = TABLE.get(opcode, UNKNOWN)
         if row.refusal or len(body) < row.least:
             self._say(message, row.refusal or errno.EINVAL)
-            return False
-        coro = row.handler(self._operations, node, tid, body)
+            return None
         try:
-            trap = coro.send(None)
+            answer = row.handler(self._operations, node, tid, body)
+            if not (isinstance(answer, bytes) or answer is None):
+                return answer, answer.send(None)
         except StopIteration as done:
-            self._answer(unique, done.value)
-            return False
+            answer = done.value
         except Exception as exc:  # noqa: BLE001 - its errno is the answer
             self._refuse(message, exc)
-            return False
-        self._step_aside()
-        if row.can_stop:
+            return None
+        if answer is not None:
+            self._device.answer(unique, answer)
+        return None
+
+    async def _finish(self, message: Message, worker: _Worker, call: Call, trap: object) -> None:
+        """Answer *message* once *call*, which waits for *trap*, is done."""
+        opcode, unique, *_ = message
+        if TABLE[opcode].can_stop:
             self._waiting[unique] = worker
         try:
-            self._answer(unique, await _go_on(coro, trap))
+            answer = await _go_on(call, trap)
+            if answer is not None:
+                self._device.answer(unique, answer)
         except Exception as exc:  # noqa: BLE001 - its errno is the answer
             self._refuse(message, exc)
         except BaseException as exc:
@@ -148,21 +158,17 @@ class Session:
             self._device.refuse(unique, errno.EINTR)  # its cancellation, or a group with it, ends here
         finally:
             self._waiting.pop(unique, None)
-        return True
-
-    def _answer(self, unique: int, answer: Answer) -> None:
-        if answer is not None:
-            self._device.answer(unique, answer)
 
     def _refuse(self, message: Message, exc: Exception) -> None:
         code = row_of(exc).errno
         if code == errno.EIO:
-            log.error("opcode %d failed", message.opcode, exc_info=exc)
+            log.error("opcode %d failed", message[0], exc_info=exc)
         self._say(message, code)
 
     def _say(self, message: Message, code: int) -> None:
-        if message.opcode not in SILENT:
-            self._device.refuse(message.unique, code)
+        opcode, unique, *_ = message
+        if opcode not in SILENT:
+            self._device.refuse(unique, code)
 
     def _wake(self, key: int) -> None:
         self._device.notify(Notify.POLL, p.NOTIFY_POLL.pack(key))
@@ -200,24 +206,26 @@ class Session:
             message = self._take()
             if message is None:
                 await self._device.wait()
-            elif message.opcode != Op.INIT or len(message.body) < p.INIT_IN.size:
-                self._refuse(message, error(errno.EIO, detail=f"opcode {message.opcode} before INIT"))
-            elif self._negotiate(message):
+                continue
+            opcode, unique, _, _, body = message
+            if opcode != Op.INIT or len(body) < p.INIT_IN.size:
+                self._refuse(message, error(errno.EIO, detail=f"opcode {opcode} before INIT"))
+            elif self._negotiate(unique, body):
                 return
 
-    def _negotiate(self, message: Message) -> bool:
-        major, minor, readahead, flags = p.INIT_IN.unpack_from(message.body)
+    def _negotiate(self, unique: int, body: memoryview) -> bool:
+        major, minor, readahead, flags = p.INIT_IN.unpack_from(body)
         if (major, minor) < (p.KERNEL_VERSION, p.OLDEST_MINOR_VERSION):
-            self._device.refuse(message.unique, errno.EPROTO)
+            self._device.refuse(unique, errno.EPROTO)
             raise error(errno.EOPNOTSUPP, detail=f"the kernel speaks FUSE {major}.{minor}")
-        if major == p.KERNEL_VERSION and flags & Init.INIT_EXT and len(message.body) >= p.INIT_IN.size + 4:
-            flags |= p.INIT_IN_EXT.unpack_from(message.body, p.INIT_IN.size)[0] << 32
+        if major == p.KERNEL_VERSION and flags & Init.INIT_EXT and len(body) >= p.INIT_IN.size + 4:
+            flags |= p.INIT_IN_EXT.unpack_from(body, p.INIT_IN.size)[0] << 32
         agreed = flags & _WANTED
         answer = p.INIT_OUT.pack(
             p.KERNEL_VERSION, p.KERNEL_MINOR_VERSION, readahead, agreed & 0xFFFFFFFF, _BACKGROUND, _BACKGROUND * 3 // 4,
             MAX_WRITE, 1, MAX_WRITE // _PAGE, 0, agreed >> 32, STACK_DEPTH if agreed & Init.PASSTHROUGH else 0, 0,
         )  # fmt: skip
-        self._device.answer(message.unique, answer)
+        self._device.answer(unique, answer)
         self._backings.is_possible = bool(agreed & Init.PASSTHROUGH)
         self._operations.keeps_names = (major, minor) >= (p.KERNEL_VERSION, p.EPOCH_MINOR_VERSION)
         return int(major) == p.KERNEL_VERSION  # a newer one asks again
