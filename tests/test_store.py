@@ -60,6 +60,26 @@ async def test_contract(check: Check, provider: Provider, tmp_path: Path) -> Non
     assert not (found := await violation(check, provider(tmp_path))), found
 
 
+@pytest.mark.parametrize("provider", PROVIDERS)
+async def test_who_commits_over_and_over_lets_others_have_their_turn(provider: Provider, tmp_path: Path) -> None:
+    bench, turns = provider(tmp_path), 0
+    await bench.start()
+
+    async def other() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(other)
+        for at in range(100):
+            await bench.store.commit(Unit((Put(value(f"{at}")),)))
+        nursery.cancel_scope.cancel()
+    assert turns > 1
+    await bench.store.aclose()
+
+
 names = st.sampled_from("abc")
 agents = st.sampled_from("AB")
 limits = st.integers(-1, 4)

@@ -1,6 +1,7 @@
 """The store that lives and dies with its process: the same rules as the durable one, in plain Python.
 
 A unit applies at once on the loop's thread; every step leaves its inverse, so a failed unit is undone backwards.
+Others have their turn at some commits only, as a switch of tasks costs more than a small unit.
 """
 
 from __future__ import annotations
@@ -10,8 +11,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Final, TypeVar
 
-import anyio.lowlevel
 import msgspec
+from anyio.lowlevel import checkpoint, checkpoint_if_cancelled
 
 from agentfs.errors import error
 from agentfs.ports import (
@@ -52,6 +53,7 @@ from agentfs.types import Record, names_of
 R = TypeVar("R", bound=Row)
 FREE: Final = 1 << 40
 """What `usage` says is free: memory has no limit of its own here."""
+_TURNS: Final = 16  # commits, after which somebody else must have had a turn
 
 
 class MemoryStore:
@@ -63,6 +65,7 @@ class MemoryStore:
         self._logs: dict[tuple[str, str], MemoryLog] = {}
         self._seq = 1
         self._is_closed = False
+        self._turns = 0
         self._undo: list[Callable[[], object]] = []
         self._rows: list[Row] = []
         self._records: list[Record] = []
@@ -75,7 +78,8 @@ class MemoryStore:
     async def commit(self, unit: Unit) -> Committed:
         """See `Store.commit`."""
         check_unit(unit)
-        await anyio.lowlevel.checkpoint()
+        self._turns += 1
+        await (checkpoint_if_cancelled() if self._turns % _TURNS else checkpoint())
         self._live()
         seq = self._seq
         self._undo, self._rows, self._records, self._facets = [], [], [], set()
