@@ -53,7 +53,7 @@ from agentfs.types import Record, names_of
 R = TypeVar("R", bound=Row)
 FREE: Final = 1 << 40
 """What `usage` says is free: memory has no limit of its own here."""
-_TURNS: Final = 16  # commits, after which somebody else must have had a turn
+_TURN: Final = 64  # commits and rows of them, after which somebody else must have had a turn
 
 
 class MemoryStore:
@@ -65,7 +65,7 @@ class MemoryStore:
         self._logs: dict[tuple[str, str], MemoryLog] = {}
         self._seq = 1
         self._is_closed = False
-        self._turns = 0
+        self._steps = 0
         self._undo: list[Callable[[], object]] = []
         self._rows: list[Row] = []
         self._records: list[Record] = []
@@ -78,8 +78,12 @@ class MemoryStore:
     async def commit(self, unit: Unit) -> Committed:
         """See `Store.commit`."""
         check_unit(unit)
-        self._turns += 1
-        await (checkpoint_if_cancelled() if self._turns % _TURNS else checkpoint())
+        self._steps += 1 + len(self._undo)  # which is what the unit before did
+        if self._steps < _TURN:
+            await checkpoint_if_cancelled()
+        else:
+            self._steps = 0
+            await checkpoint()
         self._live()
         seq = self._seq
         self._undo, self._rows, self._records, self._facets = [], [], [], set()
