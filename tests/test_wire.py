@@ -19,9 +19,10 @@ from wirekernel import FOLLOW, NEWEST, PATIENCE_S, fixed, hello, pair, read_in, 
 from agentfs.faces.fuse.wire import protocol as p
 from agentfs.faces.fuse.wire.operations import SILENT
 from agentfs.faces.fuse.wire.protocol import Init, Op
+from agentfs.service import FileHandle
 from agentfs.tree import Ctl, File, Tree
-from agentfs.types import Path, Stat
-from agentfs.views import View
+from agentfs.types import NO_WANT, Mode, Path, Stat, Want
+from agentfs.views import View, ViewHandle
 
 # -- the greeting ------------------------------------------------------------------------------------------------------
 
@@ -148,6 +149,24 @@ async def test_an_interrupt_is_answered_whatever_the_cancellation_has_become() -
         await kernel.send(Op.INTERRUPT, p.INTERRUPT_IN.pack(asked), node=0)
         assert await kernel.answer() == (asked, errno.EINTR, b"")
         assert await kernel.is_well()
+
+
+class Spent(View):
+    """A service with a bug: what it does at once is at the end of an iterator."""
+
+    async def open(self, path: Path, mode: Mode, *, want: Want = NO_WANT) -> FileHandle:
+        return SpentHandle(await super().open(path, mode, want=want))
+
+
+class SpentHandle(ViewHandle):
+    def write_nowait(self, data: bytes, offset: int) -> bool:
+        return next(iter(()))
+
+
+async def test_a_bug_in_what_is_done_at_once_is_answered_too() -> None:
+    async with serving(Spent(Scratch())) as (kernel, _):
+        node, fh = await kernel.opened(b"ctl\0", os.O_WRONLY)
+        assert await kernel.ask(Op.WRITE, p.WRITE_IN.pack(fh, 0, 1, 0, 0, 0, 0) + b"x", node=node) == (errno.EIO, b"")
 
 
 async def test_a_thousand_blocked_readers_leave_the_rest_alone() -> None:

@@ -31,7 +31,7 @@ Answer: TypeAlias = bytes | None
 
 Call: TypeAlias = Coroutine[Any, Any, Answer]
 
-Handler: TypeAlias = Callable[["Operations", int, int, memoryview], Answer | Call]
+Handler: TypeAlias = Callable[["Operations", int, int, memoryview], bytes | Call]
 """Answers at once where it can, for most messages are small and many."""
 
 

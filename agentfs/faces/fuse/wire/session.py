@@ -130,10 +130,11 @@ class Session:
             return None
         try:
             answer = row.handler(self._operations, node, tid, body)
-            if not (isinstance(answer, bytes) or answer is None):
-                return answer, answer.send(None)
-        except StopIteration as done:
-            answer = done.value
+            if not isinstance(answer, bytes):
+                try:
+                    return answer, answer.send(None)
+                except StopIteration as done:  # of the coroutine only: one that a bug lets out of a call is a failure
+                    answer = done.value
         except Exception as exc:  # noqa: BLE001 - its errno is the answer
             self._refuse(message, exc)
             return None
