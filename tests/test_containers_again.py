@@ -8,7 +8,7 @@ import trio
 from boxkit import offered
 from cells import Cells, words
 from engines import fails, running
-from test_containers_engine import opened, reaped, seen, submit
+from test_containers_engine import gone, opened, reaped, seen, submit
 
 from agentfs.engine.journal import UNKNOWN_OUTCOME
 from agentfs.engine.session import RUNNING
@@ -51,6 +51,7 @@ async def test_an_id_that_is_used_again_is_ended_again(store: Store, clock: Manu
         await engine.sandboxes.stop("a", again.id)
         await seen(engine, again.id, lambda row: row.done_ns is not None)
         assert cells.there == {again.id: True}
+        await gone(engine, lambda: not engine.sandboxes.running)  # else it is left alone for another minute
         cells.is_away = False
         await reaped(engine, clock)
         with trio.fail_after(60):
