@@ -19,7 +19,7 @@ from agentfs.views import View
 TIERS: Final = ("READ", "CTL", "WRITE", "STREAM")
 READ_WRITE: Final = Mode.READ | Mode.WRITE
 FRESH: Final = Mode.WRITE | Mode.TRUNCATE
-FOREVER_S: Final = 10.0
+FOREVER_S: Final = 30.0
 WALK_MAX: Final = 2_000
 
 

@@ -47,7 +47,7 @@ from conformance.overmount import KindOf, MountTree
 
 PROGRAM: Final = {"kind": "inline", "ref": "conformance.program:Echo"}
 STORES: Final = ("memory", "sqlite")
-START_S: Final = 30.0
+START_S: Final = 60.0
 
 ALL: Final = frozenset(
     {
@@ -176,10 +176,10 @@ class Runtime:
         """SIGTERM, then SIGKILL and a lazy unmount where that does not end it; its exit status."""
         self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(20)
+            code = self.process.wait(60)
         except subprocess.TimeoutExpired:
             self.process.kill()
-            code = self.process.wait(20)
+            code = self.process.wait(60)
         while f" {self.place} " in FsPath("/proc/self/mountinfo").read_text():
             subprocess.run(["umount", "-l", str(self.place)], timeout=20, check=True)
         return code

@@ -20,7 +20,7 @@ from agentfs.errors import error, from_wire, row_of, told
 from agentfs.service import FileHandle, FileService
 from agentfs.types import NO_WANT, Kind, Mode, Path, Principal, Qid, Record, Stat, Want, parse_time
 
-_ANSWER_S = 20.0
+_ANSWER_S = 60.0
 
 
 class Wire:

@@ -21,7 +21,7 @@ from agentfs.types import NO_WANT, Kind, Mode, Path, Principal, Qid, Record, Sta
 
 T = TypeVar("T")
 Ts = TypeVarTuple("Ts")
-CALL_S = 15.0
+CALL_S = 60.0
 KindOf = Callable[[Path], Awaitable[Kind]]
 
 

@@ -40,7 +40,7 @@ def create_is_exclusive(top: Path) -> None:
     os.close(os.open(path, os.O_CREAT | os.O_WRONLY, 0o600))
     assert path.read_bytes() == b"text"
     os.close(os.open(path, os.O_TRUNC | os.O_WRONLY))
-    deadline = time.monotonic() + 10  # stored at the release, which the kernel sends behind the close
+    deadline = time.monotonic() + 30  # stored at the release, which the kernel sends behind the close
     while path.read_bytes() and time.monotonic() < deadline:
         time.sleep(0.01)
     assert path.read_bytes() == b""

@@ -22,7 +22,7 @@ from agentfs.views import Below
 from conformance.drivers import Driver, Runtime, in_process
 
 NAME = "bubblewrap"
-ENDS_S = 30
+ENDS_S = 60
 
 
 @asynccontextmanager

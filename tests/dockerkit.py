@@ -11,7 +11,7 @@ import sysconfig
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import aclosing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -114,7 +114,8 @@ class Engine:
         (self.top / "exec" / "containerd" / "containerd.pid").unlink(missing_ok=True)  # else the next waits for it
         for pid in children:  # its containerd, when it could not end it
             if b"containerd" in _command(pid) and b"shim" not in _command(pid):
-                os.kill(pid, signal.SIGKILL)
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
 
     def remove(self) -> None:
         """End it, its containers, and all it has on the disk."""
@@ -155,7 +156,14 @@ def _below(pid: int) -> list[int]:
     """The children of *pid*."""
     words = Path(f"/proc/{pid}/task/{pid}/children")
     every = Path(f"/proc/{pid}/task").glob("*/children") if words.exists() else ()
-    return [int(word) for path in every for word in path.read_text().split()]
+    return [int(word) for path in every for word in _text(path).split()]
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text()
+    except OSError:  # of a thread that has ended
+        return ""
 
 
 def _command(pid: int) -> bytes:

@@ -92,7 +92,7 @@ class Shell:
         os.close(read)
         self._held = ""
 
-    def run(self, command: str, output: str | None, seconds: float = 40.0) -> str | None:
+    def run(self, command: str, output: str | None, seconds: float = 60.0) -> str | None:
         """Run *command* until it has ended and printed *output*; what it printed instead when that does not come."""
         os.write(self._script, f"{command}\nprintf '{MARK} %s\\n' $?\n".encode())
         deadline = time.monotonic() + seconds
@@ -124,6 +124,6 @@ class Shell:
         """End the shell and everything it started."""
         os.close(self._script)
         os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait(10)
+        self._process.wait(60)
         assert self._process.stdout is not None
         self._process.stdout.close()

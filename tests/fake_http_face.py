@@ -125,7 +125,7 @@ class _Answers(BaseHTTPRequestHandler):
         self.end_headers()
         for chunk in scripts.pop(0):
             if chunk is None:
-                self.face.more.wait(30)
+                self.face.more.wait(60)
                 continue
             self.wfile.write(b"%x\r\n%s\r\n" % (len(chunk), chunk))
         self.close_connection = True

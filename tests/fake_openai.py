@@ -182,7 +182,7 @@ def in_thread() -> Iterator[FakeOpenAI]:
 
     thread = threading.Thread(target=trio.run, args=(main,), daemon=True)
     thread.start()
-    assert ready.wait(10)
+    assert ready.wait(60)
     try:
         yield found[0]
     finally:

@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -24,8 +24,9 @@ import trio
 from agentfs.faces.fuse.mount import serve
 
 TESTS = Path(__file__).parent
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 BINDING = "FUSEMOUNT_BINDING"
+READS = {"x86_64": ("0", "17"), "aarch64": ("63", "67")}[os.uname().machine]  # the numbers of read and pread
 
 
 class Mount:
@@ -132,7 +133,7 @@ def mounted(spec: str, at: Path, *options: str) -> Iterator[Mount]:
     assert "Traceback" not in mount.log, mount.log
 
 
-def wait_for(check: object, timeout: float = 5.0) -> float:
+def wait_for(check: object, timeout: float = TIMEOUT_S) -> float:
     """Seconds until *check()* is true; fails after *timeout*."""
     assert callable(check)
     begin = time.monotonic()
@@ -144,7 +145,7 @@ def wait_for(check: object, timeout: float = 5.0) -> float:
 
 def ends(process: subprocess.Popen[str]) -> None:
     """Return once *process* has ended, which one that waits for the mount would never do by itself."""
-    process.wait(20)
+    process.wait(TIMEOUT_S)
 
 
 def follow(mount: Mount, *argv: str) -> subprocess.Popen[str]:
@@ -155,8 +156,15 @@ def follow(mount: Mount, *argv: str) -> subprocess.Popen[str]:
 
 
 def is_waiting(pid: int) -> bool:
-    """Whether a thread of *pid* waits for a mount's answer."""
-    return any(p.read_text() == "request_wait_answer" for p in Path(f"/proc/{pid}/task").glob("*/wchan"))
+    """Whether a thread of *pid* waits for a mount's answer to a read, and not to the look-up and open before it."""
+    return any(_reads(task) for task in Path(f"/proc/{pid}/task").glob("*"))
+
+
+def _reads(task: Path) -> bool:
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+        is_asked = (task / "wchan").read_text() == "request_wait_answer"
+        return is_asked and (task / "syscall").read_text().split()[0] in READS
+    return False
 
 
 async def busy() -> None:

@@ -38,7 +38,7 @@ class _Answers(BaseHTTPRequestHandler):
         given = self.headers.get("Authorization", "")
         self.hub.seen.append(given)
         self.hub.asked.set()
-        assert self.hub.gate.wait(30)
+        assert self.hub.gate.wait(100)
         if self.path.startswith("/moved/"):
             self.send_response(301)
             self.send_header("Location", f"{self.hub.url}/{self.path.removeprefix('/moved/')}")
@@ -63,7 +63,7 @@ class _Answers(BaseHTTPRequestHandler):
         }  # fmt: skip
         body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
         done = subprocess.run(
-            ["git", "http-backend"], input=body, env=env, capture_output=True, timeout=30, check=False
+            ["git", "http-backend"], input=body, env=env, capture_output=True, timeout=100, check=False
         )
         head, _, rest = done.stdout.partition(b"\r\n\r\n")
         fields = [line.partition(": ")[::2] for line in head.decode().split("\r\n")]

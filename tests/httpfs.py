@@ -274,7 +274,7 @@ class Answers:
 
     async def until(self, mark: bytes) -> bytes:
         """Everything so far once *mark* has come; fails at the end of the connection."""
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             while mark not in self.text:
                 piece = await self.stream.receive_some(1 << 16)
                 assert piece, (mark, self.text)
@@ -283,7 +283,7 @@ class Answers:
 
     async def end(self) -> bytes:
         """Everything until the server closes."""
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             while piece := await self.stream.receive_some(1 << 16):
                 self.text += piece
         return self.text
@@ -297,7 +297,7 @@ class Answers:
 
 async def settled(condition: Any) -> None:
     """Return when *condition* holds; other tasks and the kernel get their turn meanwhile."""
-    with trio.fail_after(15):
+    with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110  # sockets fire no event
             await trio.sleep(0.01)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import signal
 import time
@@ -54,11 +55,26 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+def read(file: str) -> bytes:
+    """What the kernel tells of a process, or nothing when that has ended."""
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):
+        return Path(file).read_bytes()
+    return b""
+
+
+def descriptors(pid: int) -> Iterator[tuple[str, str]]:
+    """The open descriptors of a process, each with what it leads to."""
+    with contextlib.suppress(FileNotFoundError):  # the process has ended
+        for file in Path(f"/proc/{pid}/fd").iterdir():
+            with contextlib.suppress(FileNotFoundError):  # it was closed
+                yield file.name, file.readlink().name
+
+
 def shown(pids: Iterable[int]) -> Iterator[tuple[str, bytes]]:
     """What anyone sees of these processes: with what words and environment they were started."""
     for pid in pids:
         for name in ("environ", "cmdline"):
-            yield f"{name} of {pid}", Path(f"/proc/{pid}/{name}").read_bytes()
+            yield f"{name} of {pid}", read(f"/proc/{pid}/{name}")
 
 
 def memory(pid: int) -> bytes:

@@ -76,7 +76,7 @@ async def followed(
 ) -> list[dict[str, Any]]:
     """The first *count* records of a stream that are it."""
     found, held = list[dict[str, Any]](), b""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with await agent.open(Path(f"{path}@0"), Mode.READ) as follow:
             while len(found) < count:
                 *lines, held = (held + await follow.read(1 << 16, 0)).split(b"\n")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
 import os
 import signal
@@ -14,13 +16,18 @@ from agentfs.cli import process
 from agentfs.state import StateDir
 
 BIN = Path(sys.executable).parent
+_FIRST, _EACH, _SHARES = 10_000, 300, 70  # all below 32768, where those begin that the kernel gives away
+_PORTS = itertools.cycle(range(_FIRST + os.getpid() % _SHARES * _EACH, _FIRST + (os.getpid() % _SHARES + 1) * _EACH))
 
 
 def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+    """A port that stays free until it is used: none that the kernel gives away, and of this process alone."""
+    while True:
+        port = next(_PORTS)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 class Machine:
@@ -55,7 +62,7 @@ class Machine:
         assert child.returncode == code, (words, out, err)
         return out + err
 
-    def shell(self, script: str, timeout: float = 30) -> subprocess.CompletedProcess[str]:
+    def shell(self, script: str, timeout: float = 60) -> subprocess.CompletedProcess[str]:
         """Run *script* with bash in the mount; ``$URL`` and ``$TOKEN`` are the HTTP face's."""
         token = self.state.token.read_text().strip() if self.state.token.exists() else ""
         names = {"URL": f"http://127.0.0.1:{self.port}", "TOKEN": token, "M": str(self.place)}
@@ -88,5 +95,5 @@ class Machine:
     def kill(self) -> None:
         descriptor = os.pidfd_open(self.pid())
         signal.pidfd_send_signal(descriptor, signal.SIGKILL)
-        process.is_gone(descriptor, 10)
+        process.is_gone(descriptor, 60)
         os.close(descriptor)

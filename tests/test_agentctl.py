@@ -195,7 +195,7 @@ def test_a_follower_prints_each_record_at_once_and_ends_on_ctrl_c(face: Face) ->
         assert child.stdout is not None and child.stderr is not None
         assert child.stdout.readline() == b'{"n":1}\n'  # while the stream stays open
         child.send_signal(signal.SIGINT)
-        assert child.wait(20) == 130
+        assert child.wait(60) == 130
         assert child.stderr.read() == b""
 
 
@@ -205,14 +205,14 @@ def test_a_reader_that_goes_away_is_no_error(face: Face) -> None:
         assert child.stdout is not None and child.stderr is not None
         child.stdout.readline()
         child.stdout.close()
-        assert child.wait(20) == 141
+        assert child.wait(60) == 141
         assert child.stderr.read() == b""
 
 
 def test_a_full_disk_is_told(face: Face) -> None:
     with Path("/dev/full").open("wb") as full, process("read", "agents/demo/status", stdout=full.fileno()) as child:
         assert child.stderr is not None
-        assert child.wait(20) == 7
+        assert child.wait(60) == 7
         assert child.stderr.read() == b"agentctl: ENOSPC: standard output: No space left on device\n"
 
 

@@ -133,7 +133,7 @@ def test_signals_and_a_closed_pipe_stop_the_session(runtime: Runtime, sent: sign
             child.stdout.close()
         else:
             child.send_signal(sent)
-        assert child.wait(30) == (128 + sent if sent else 141)
+        assert child.wait(60) == (128 + sent if sent else 141)
         assert child.stderr.read() == b""
     row = about(runtime)
     agentctl(runtime, "containers", "logs", "demo", str(row["session_id"]))  # to its end
@@ -145,7 +145,7 @@ def test_a_signal_that_is_ignored_stops_nothing(runtime: Runtime) -> None:
     with subprocess.Popen(["nohup", *words], stdout=subprocess.PIPE, stdin=subprocess.DEVNULL) as child:
         assert child.stdout is not None and child.stdout.readline() == b"on\n"
         child.send_signal(signal.SIGHUP)
-        assert child.stdout.read() == b"off\n" and child.wait(30) == 0
+        assert child.stdout.read() == b"off\n" and child.wait(60) == 0
 
 
 def test_whoever_stops_it_the_command_fails(runtime: Runtime) -> None:
@@ -154,7 +154,7 @@ def test_whoever_stops_it_the_command_fails(runtime: Runtime) -> None:
         assert child.stdout is not None and child.stderr is not None
         assert child.stdout.readline() == b"on\n"
         agentctl(runtime, "containers", "stop", "demo", str(about(runtime)["session_id"]))
-        assert child.wait(30) == 1 and child.stderr.read() == b"agentctl: ECANCELED: stopped\n"
+        assert child.wait(60) == 1 and child.stderr.read() == b"agentctl: ECANCELED: stopped\n"
 
 
 @pytest.mark.parametrize("is_lost", [False, True])
@@ -202,7 +202,7 @@ def test_a_session_that_stays(runtime: Runtime, kept: str) -> None:
     ) as child:
         assert child.stdout is not None and child.stdout.readline() == b"on\n"
         child.send_signal(signal.SIGINT)
-        assert child.wait(30) == 130
+        assert child.wait(60) == 130
     ran = f"{SESSIONS}/{kept}/exec"
     names = agentctl(runtime, "ls", ran, "-o", "jsonl")[0].splitlines()
     execs = [name for line in names if (name := json.loads(line)["name"]) != "new"]

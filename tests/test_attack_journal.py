@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import trio
-from engines import Script, dead, fails, send, settle, started
+from engines import Script, dead, fails, send, settle, started, still
 from engines import running as engine_running
 from test_effects import Bank, sums
 
@@ -42,7 +42,7 @@ async def test_a_sweep_leaves_alone_what_is_being_called(store: Store, clock: Ma
 
         async with trio.open_nursery() as nursery:
             nursery.start_soon(spend)
-            await trio.testing.wait_all_tasks_blocked(0.01)
+            await still(engine)
             await engine.money.journal.sweep()
             gate.set()
         assert found == [{"paid": 1}] and (await sums(store))["tick"] == (0, 30)
@@ -60,7 +60,7 @@ async def test_a_hold_of_a_tick_that_never_comes_back_ends(store: Store, clock: 
     async with engine_running(store, clock) as engine:
         await started(engine, retry={"attempts": 1})
         await send(engine, "a", "go")
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await still(engine)
         await engine.verb("a", "stop", OPERATOR)
         await settle(engine)
         for _ in range(3):

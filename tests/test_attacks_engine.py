@@ -9,7 +9,7 @@ import engines
 import msgspec
 import pytest
 import trio
-from engines import Script, dead, pending, running, send, settle, started
+from engines import Script, dead, pending, running, send, settle, started, still
 
 from agentfs.engine.agent import Agent
 from agentfs.engine.context import AgentContext
@@ -94,7 +94,7 @@ async def test_a_hook_ends_at_the_time_limit(
             await started(engine, tick_timeout_ms=1000, retry={"attempts": 1})
             await send(engine, "a", payload)
             for _ in range(3):
-                await trio.testing.wait_all_tasks_blocked(0.01)
+                await still(engine)
                 clock.advance(2)
             await settle(engine)
     finally:

@@ -152,7 +152,7 @@ async def run_exec(store: Store, clock: ManualClock, work: FsPath, script: str) 
         await nursery.start(lambda task_status: engine.run(task_status=task_status))
         await engine.create("a", msgspec.convert(doc, Settings))
         await send(engine, "a", "x" * 200_000)
-        with trio.fail_after(20):
+        with trio.fail_after(60):
             await settle(engine)
         nursery.cancel_scope.cancel()
     row = await store.get(KvRow, "a", "k")
@@ -203,7 +203,7 @@ async def test_words_before_a_bad_line_are_told(store: Store, clock: ManualClock
         await engine.create("a", msgspec.convert(doc, Settings))
         for _ in range(12):
             await send(engine, "a", "x")
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await settle(engine)
         nursery.cancel_scope.cancel()
     ring = engine.core.logs.ring("a")

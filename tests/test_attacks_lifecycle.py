@@ -6,7 +6,7 @@ import errno
 
 import engines
 import trio
-from engines import Script, fails, lines, running, send, settle, started
+from engines import Script, fails, lines, running, send, settle, started, still
 
 from agentfs.engine.context import AgentContext
 from agentfs.engine.timers import Timers
@@ -32,7 +32,7 @@ async def test_a_tick_of_an_agent_that_is_gone_commits_nothing(store: Store, clo
     async with running(store, clock) as engine:
         await started(engine)
         await send(engine, "a", "old", id="m1")
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await still(engine)
         await engine.verb("a", "terminate", OPERATOR)
         await engine.remove("a")
         clock.advance(1)

@@ -241,7 +241,7 @@ class Reads(Names):
         return super()._read(fd)
 
 
-@pytest.mark.timeout(120)
+@pytest.mark.timeout(240)
 async def test_a_hundred_thousand_files(tmp_path: FsPath) -> None:
     for n in range(100_000):
         os.close(os.open(tmp_path / f"{n:06}", os.O_CREAT | os.O_WRONLY))

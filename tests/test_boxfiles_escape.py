@@ -207,7 +207,7 @@ def flipping(inside: FsPath, outside: FsPath) -> Iterator[None]:
         thread.join()
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(240)
 async def test_a_link_swapped_in_during_a_walk(inside: FsPath, outside: FsPath) -> None:
     service, read = HostFiles(inside, OWNER), 0
     with flipping(inside, outside):

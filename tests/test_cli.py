@@ -168,10 +168,10 @@ def test_a_fork_does_not_inherit_the_lock(lock: Path, held: Holder) -> None:
 
 
 def test_end_stops_the_holder_and_only_it(lock: Path, held: Holder) -> None:
-    assert process.end(lock, 10) == f"stopped process {held.process.pid}"
+    assert process.end(lock, 60) == f"stopped process {held.process.pid}"
     assert held.process.wait() == -signal.SIGTERM
     os.kill(held.child, 0)
-    assert process.end(lock, 10) == ""
+    assert process.end(lock, 60) == ""
 
 
 def test_end_kills_what_does_not_listen(lock: Path) -> None:

@@ -36,7 +36,7 @@ def test_start_and_stop_are_each_done_once(machine: Machine, tmp_path: Path) -> 
     assert link.readlink() == machine.place
     assert machine.look()["is_ready"] is True
     assert machine.mounted() == 1
-    listing = subprocess.run(["ls", link / "agents"], capture_output=True, timeout=20, check=True)
+    listing = subprocess.run(["ls", link / "agents"], capture_output=True, timeout=60, check=True)
     assert listing.stdout == b"demo\nnew\n"
     assert "stopped process" in machine.run("umount", f"--link={link}")
     assert not link.is_symlink()
@@ -120,7 +120,7 @@ def test_foreground_stays_until_it_is_asked_to_end(machine: Machine, tmp_path: P
         assert lines[0].startswith("started")
         assert link.is_symlink()
         child.send_signal(sign)
-        child.communicate(timeout=30)
+        child.communicate(timeout=60)
     finally:
         child.kill()
     assert child.returncode == 0
@@ -183,7 +183,7 @@ def test_effective_options_show_their_origin(machine: Machine) -> None:
 def test_what_a_flag_sets_reaches_the_runtime(machine: Machine) -> None:
     machine.run("mount", "--no-fuse", "--store=memory", "--set", "limits.handles=77")
     url = urlsplit(str(machine.look()["url"]))
-    connection = HTTPConnection(str(url.hostname), url.port, timeout=20)
+    connection = HTTPConnection(str(url.hostname), url.port, timeout=60)
     connection.request(
         "GET", "/runtime/config", headers={"Authorization": f"Bearer {machine.state.token.read_text().strip()}"}
     )

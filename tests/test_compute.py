@@ -51,7 +51,7 @@ def chat(text: str, model: str = "echo", **more: Any) -> dict[str, Any]:
 async def chunks(agent: FileService, job: str, *, until: str = "finish_reason") -> list[dict[str, Any]]:
     """The chunks of a job as they come, until one has the field *until*."""
     held = b""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with await agent.open(Path(f"compute/jobs/{job}/stream@follow"), Mode.READ) as follow:
             while True:
                 found = [msgspec.json.decode(line) for line in held.splitlines(keepends=True) if line.endswith(b"\n")]

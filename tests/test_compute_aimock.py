@@ -86,7 +86,8 @@ async def test_their_tool_calls_come_whole(url: str, kind: str, stream: bool) ->
     assert call["function"] == CALL and call["id"] and last.finish_reason == "tool_calls"
 
 
-async def test_they_are_found(url: str) -> None:
+async def test_they_are_found(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_PROBE_SECONDS", 60.0)
     (provider,) = (await catalog.found({"vllm": url})).values()
     assert "gpt-4o" in await provider.models("")
     await provider.aclose()

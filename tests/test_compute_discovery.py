@@ -29,7 +29,8 @@ async def found(places: Mapping[str, str]) -> AsyncIterator[Mapping[str, Compute
             await provider.aclose()
 
 
-async def test_servers_are_found_by_the_name_of_their_place() -> None:
+async def test_servers_are_found_by_the_name_of_their_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(catalog, "_PROBE_SECONDS", 60.0)
     async with fake_openai.serving() as one, fake_openai.serving() as two:
         places = {"ollama": one.url, "vllm": two.url, "lmstudio": "http://127.0.0.1:9/v1"}
         async with found(places) as providers:

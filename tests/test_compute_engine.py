@@ -98,7 +98,7 @@ async def asked(engine: Engine, clock: ManualClock, model: str = "m", **fields: 
     account = engine.money.account(await engine.row("a"), COMPUTE, OPERATOR, Path(COMPUTE))
     order = Order("a", parse(msgspec.json.encode(doc)), account, engine.core.new_id(), Path("compute/new"))
     row, _ = await engine.jobs.submit(order)
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         await settle(engine)
         while (row := await engine.jobs.row("a", row.id)).state in LIVE:
             clock.advance(0.5)

@@ -46,7 +46,7 @@ async def driver(tmp_path: FsPath, claude: FakeAnthropic) -> AsyncIterator[Drive
 
 async def submitted(own: FileService, text: str, **more: Any) -> str:
     """A job, as soon as the provider's list is there: the runtime asks for one again after a second."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while True:
             try:
                 made = await call(own, "compute/new", chat(text, "claude/echo", max_cost_usd=10, **more))

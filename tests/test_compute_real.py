@@ -54,7 +54,7 @@ async def own(server: str, tmp_path: FsPath) -> AsyncIterator[FileService]:
 
 async def answered(own: FileService, request: Mapping[str, Any]) -> dict[str, Any]:
     made = await call(own, "compute/new", request)
-    with trio.fail_after(60):
+    with trio.fail_after(100):
         status = await ended(own, made["job_id"])
     assert status["status"] == "complete", status
     return dict(await load(own, made["result_path"]))
@@ -70,7 +70,7 @@ async def test_a_real_model_chats_and_streams(own: FileService, provider: str) -
     assert "Paris" in whole["output"]["content"] and whole["usage"]["output_tokens"] <= 12
     assert whole["cost_usd"] == 0 and whole["usage"]["input_tokens"] > 10
     made = await call(own, "compute/new", {**asked, "stream": True})
-    with trio.fail_after(60):
+    with trio.fail_after(100):
         pieces = await chunks(own, made["job_id"])
     assert "".join(piece["delta"] for piece in pieces) == whole["output"]["content"]
     assert len(pieces) > 1 and pieces[-1]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]

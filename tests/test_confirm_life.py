@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path as FsPath
 
@@ -23,9 +22,26 @@ def runtime(tmp_path: FsPath) -> Iterator[Runtime]:
     runtime.stop()
 
 
+PATIENT = """
+import importlib, runpy
+importlib.import_module("agentfs.faces.http.serve").GRACE_SECONDS = 1000.0
+runpy.run_module("agentfs.cli", run_name="__main__", alter_sys=True)
+"""
+
+
+@pytest.fixture
+def patient(tmp_path: FsPath) -> Iterator[Runtime]:
+    """A runtime that lets what it is asked go on for ever when it stops, if it does not end it."""
+    runtime = Runtime("sqlite", tmp_path, settings=["drain_seconds=1000"])
+    runtime._argv[1:3] = ["-c", PATIENT]
+    runtime.start()
+    yield runtime
+    runtime.stop()
+
+
 def client(runtime: Runtime) -> httpx.Client:
     headers = {"Authorization": f"Bearer {runtime.token}"}
-    return httpx.Client(base_url=runtime.url, headers=headers, timeout=20, trust_env=False)
+    return httpx.Client(base_url=runtime.url, headers=headers, timeout=60, trust_env=False)
 
 
 def states(http: httpx.Client) -> list[tuple[str, str]]:
@@ -47,19 +63,17 @@ def ask(runtime: Runtime, http: httpx.Client) -> list[subprocess.Popen[str]]:
         subprocess.Popen(argv, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         for argv in (["bash", "-c", script], curl)
     ]
-    wait_for(lambda: len(states(http)) == 2, 20)
+    wait_for(lambda: len(states(http)) == 2)
     return waiting
 
 
-def test_a_runtime_that_stops_does_not_wait_for_the_operator(runtime: Runtime) -> None:
-    with client(runtime) as http:
-        waiting = ask(runtime, http)
-    begin = time.monotonic()
-    assert runtime.stop() == 0
-    assert time.monotonic() - begin < 8
-    said = [process.communicate(timeout=5)[0] for process in waiting]
+def test_a_runtime_that_stops_does_not_wait_for_the_operator(patient: Runtime) -> None:
+    with client(patient) as http:
+        waiting = ask(patient, http)
+    assert patient.stop() == 0
+    said = [process.communicate(timeout=60)[0] for process in waiting]
     assert "ENOTCONN" in said[1] and not any("hello" in text for text in said)
-    assert '"level":"error"' not in runtime.log.read_text()
+    assert '"level":"error"' not in patient.log.read_text()
 
 
 def test_after_a_kill_what_waited_is_withdrawn(runtime: Runtime) -> None:
@@ -68,7 +82,7 @@ def test_after_a_kill_what_waited_is_withdrawn(runtime: Runtime) -> None:
     runtime.process.kill()
     runtime.stop()
     for process in waiting:
-        process.communicate(timeout=10)
+        process.communicate(timeout=60)
     runtime.start()
     with client(runtime) as http:
         assert [state for _, state in states(http)] == ["withdrawn"] * 2
@@ -85,7 +99,7 @@ def test_the_shell_waits_for_the_operators_echo(runtime: Runtime) -> None:
         reader = int(children.stdout)
         wait_for(lambda: is_waiting(reader))
         os.kill(reader, 9)
-        assert shell.communicate(timeout=10)[0].endswith("137\n")
+        assert shell.communicate(timeout=60)[0].endswith("137\n")
         wait_for(lambda: [state for _, state in states(http)].count("withdrawn") == 1)
         (id,) = (id for id, state in states(http) if state == "pending")
         assert (place / f"agents/a/approvals/{id}/request").read_text() == "hello\n"
@@ -97,4 +111,4 @@ def test_the_shell_waits_for_the_operators_echo(runtime: Runtime) -> None:
         )
         assert "Operation not permitted" in denied.stderr and curl.poll() is None
         subprocess.run(["bash", "-c", f"echo allow > {place}/agents/a/approvals/{id}/ctl"], check=True)
-        assert len(curl.communicate(timeout=10)[0]) == 129
+        assert len(curl.communicate(timeout=60)[0]) == 129

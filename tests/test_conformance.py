@@ -46,7 +46,7 @@ def bench_of(agent: FileService, driver: Driver) -> Bench:
             await handle.write(b'{"payload": "stir %d"}' % seen, 0)
         with pytest.raises(PermissionError):
             await call(own, "effects/new", {"provider": "bank", "request": seen, "max_cost_usd": 600_000})
-        with anyio.fail_after(20):
+        with anyio.fail_after(60):
             while not (await whole(agent, "outbox")).count(b'"payload":"stir %d"' % seen):  # noqa: ASYNC110
                 await anyio.sleep(0.02)  # a mount and HTTP have no other event than their streams
             while b'"queue_depth": 0' not in await whole(agent, "status"):  # noqa: ASYNC110
@@ -83,7 +83,7 @@ async def test_envelope_idempotency(driver: Driver) -> None:
     with pytest.raises(FileExistsError):
         await put(agent, b'{"id": "m1", "payload": "other"}')
     await put(agent, b'{"id": "m2", "payload": "last"}')
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while b'"last"' not in await whole(agent, "outbox"):  # noqa: ASYNC110
             await anyio.sleep(0.02)
     replies = (await whole(agent, "outbox")).splitlines()
@@ -104,7 +104,7 @@ async def test_overflow_through_the_files(driver: Driver) -> None:
     await agent.rename(Path("deadletter/m2.json"), Path("queue/m2.json"))
     assert [st.name for st in await agent.list(Path("queue"))] == ["m2.json", "overflow"]
     await put(agent, b"resume\n", "ctl")
-    with anyio.fail_after(20):
+    with anyio.fail_after(60):
         while b'"moved"' not in await whole(agent, "outbox"):  # noqa: ASYNC110
             await anyio.sleep(0.02)
 
@@ -150,7 +150,7 @@ async def watching() -> AsyncIterator[tuple[Running, FileHandle]]:
 
 
 async def following(handle: FileHandle) -> bytes:
-    with anyio.fail_after(15):
+    with anyio.fail_after(60):
         record = await handle.next()
     return record.line if record else b""
 

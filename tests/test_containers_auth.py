@@ -90,7 +90,7 @@ def served(docker_engine: Engine, tmp_path_factory: pytest.TempPathFactory) -> I
         process = subprocess.Popen(argv, stdout=log, stderr=log)
     try:
         served = Registry(f"127.0.0.1:{port}", docker_engine)
-        until = time.monotonic() + 20
+        until = time.monotonic() + 60
         while not _answers(served.host):
             assert process.poll() is None and time.monotonic() < until, (top / "log").read_text()
             time.sleep(0.05)

@@ -44,7 +44,7 @@ def until(machine: Machine, check: str, timeout: float = 60) -> None:
 
 
 def test_crash_recovery(machine: Machine) -> None:
-    """kill -9 in the middle of 200 sends: every acknowledged message has exactly one reply, none is lost."""
+    """kill -9 in the middle of many sends: every acknowledged message has exactly one reply, none is lost."""
     machine.run("mount", "--agent", "demo")
     acknowledged: list[str] = []
     url, token = f"http://127.0.0.1:{machine.port}", machine.state.token.read_text().strip()
@@ -58,11 +58,11 @@ def test_crash_recovery(machine: Machine) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         for first in range(4):
-            pool.submit(submit, range(first, 200, 4))
+            pool.submit(submit, range(first, 1_000_000, 4))  # more than there is time for: the kill ends them
         while len(acknowledged) < 80:
             time.sleep(0.01)
         machine.kill()
-    assert 80 <= len(acknowledged) < 200
+    assert len(acknowledged) >= 80
     machine.run("mount")
     until(machine, "grep -q '\"queue_depth\": 0' $M/agents/demo/status")
     replies = [json.loads(line) for line in machine.shell("cat $M/agents/demo/outbox").stdout.splitlines()]
@@ -163,13 +163,13 @@ def test_a_thousand_blocked_readers(machine: Machine) -> None:
             assert reader.stdout is not None and reader.stdout.readline() == b"up\n"
             until(machine, f"(( $(cat /proc/{reader.pid}/task/*/syscall | grep -c '^0 ') > 250 ))")  # all in read(2)
         for _ in range(5):
-            assert machine.shell("timeout 20 cat $M/agents/demo/status").returncode == 0
+            assert machine.shell("timeout 50 cat $M/agents/demo/status").returncode == 0
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGKILL):
             blocked = subprocess.Popen(["cat", str(path)], stdout=subprocess.DEVNULL)
             until(machine, f"grep -q '^0 ' /proc/{blocked.pid}/syscall")  # in read(2)
             os.kill(blocked.pid, number)
-            assert blocked.wait(timeout=5) == -number
+            assert blocked.wait(timeout=60) == -number
     finally:
         for reader in readers:
             reader.kill()
-            reader.communicate(timeout=20)
+            reader.communicate(timeout=60)

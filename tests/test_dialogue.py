@@ -10,7 +10,10 @@ from typing import Any
 import pytest
 from machine import Machine
 
-CURL = 'curl -sS -m 10 -H "Authorization: Bearer $TOKEN"'
+FOLLOWS = "ls -l /proc/$tailing/fd | grep -q outbox && grep -qE '^(0|7|23|35|230|270|271) ' /proc/$tailing/syscall"
+"""The tail has found the end of its file and waits for more: in read, poll, select or sleep."""
+
+CURL = 'curl -sS -m 60 -H "Authorization: Bearer $TOKEN"'
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +25,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     assert machine.mounted() == 0
 
 
-def out(machine: Machine, script: str, code: int = 0, timeout: float = 30) -> str:
+def out(machine: Machine, script: str, code: int = 0, timeout: float = 60) -> str:
     done = machine.shell(script, timeout)
     assert done.returncode == code, (script, done.returncode, done.stdout, done.stderr)
     return done.stdout
@@ -32,14 +35,21 @@ def lines(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
+def first(follower: str, word: str) -> str:
+    """A script: the first line with *word* that *follower* prints, which is then ended."""
+    return (
+        f"exec 3< <({follower} 2> /dev/null); follower=$!; grep -m 1 {word} <&3; found=$?; kill $follower; exit $found"
+    )
+
+
 def test_dialogue_on_the_mount(machine: Machine) -> None:
     listing = out(machine, "ls $M/agents/demo").split()
     assert {"config", "ctl", "inbox", "kv", "logs", "ns", "outbox", "queue", "schedule", "status"} <= set(listing)
     tail = out(
         machine,
-        """
-        timeout 20 tail -n 0 -f $M/agents/demo/outbox > $AGENTFS_STATE/tail & tailing=$!
-        sleep 0.5
+        f"""
+        tail -n 0 -f $M/agents/demo/outbox > $AGENTFS_STATE/tail & tailing=$!
+        until {FOLLOWS}; do sleep 0.05; done
         echo 'remind me in 2 seconds to drink water' > $M/agents/demo/inbox
         until [ $(grep -c water $AGENTFS_STATE/tail) = 2 ]; do sleep 0.1; done
         kill $tailing; cat $AGENTFS_STATE/tail
@@ -59,13 +69,13 @@ def test_dialogue_on_the_mount(machine: Machine) -> None:
 
 def test_dialogue_over_curl(machine: Machine) -> None:
     receipt = json.loads(out(machine, f"{CURL} -X POST --data-binary hello $URL/agents/demo/inbox"))
-    follow = f"{CURL} -N -m 4 '$URL/agents/demo/outbox?watch=1&since=0'".replace("'", '"')
-    events = machine.shell(f"{follow} | grep -m 1 {receipt['id']}").stdout
+    follow = f"{CURL} -N '$URL/agents/demo/outbox?watch=1&since=0'".replace("'", '"')
+    events = out(machine, first(follow, receipt["id"]))
     reply = json.loads(events.removeprefix("data: "))
     assert reply["metadata"]["reply_to"] == receipt["id"] and "hello" in reply["payload"]
     assert json.loads(out(machine, f"{CURL} $URL/agents/demo/status"))["id"] == "demo"
     assert out(machine, f"{CURL} -X POST -w '%{{http_code}}' $URL/agents/demo/tick") == "204"
-    trace = machine.shell(f'{CURL} -N -m 3 "$URL/agents/demo/logs/trace?watch=1&since=0" | grep -m 1 tick_end').stdout
+    trace = out(machine, first(f'{CURL} -N "$URL/agents/demo/logs/trace?watch=1&since=0"', "tick_end"))
     assert json.loads(trace.removeprefix("data: "))["type"] == "tick_end"
     assert out(machine, "curl -sS $URL/healthz").strip() == "ok"
 
@@ -75,7 +85,7 @@ def test_dialogue_over_agentctl(machine: Machine) -> None:
     out(machine, "agentctl create second")
     receipt = json.loads(out(machine, "agentctl send second hi"))
     assert receipt["to"] == "second"
-    found = out(machine, "timeout 10 agentctl logs second --follow --since 0 | grep -m 1 tick_end")
+    found = out(machine, first("agentctl logs second --follow --since 0", "tick_end"))
     assert '"ok"' in found
     assert json.loads(out(machine, "agentctl -o json status second"))["data"]["tick_count"] == 1
     out(machine, "agentctl tick second; agentctl ctl second pause; agentctl ctl second resume")

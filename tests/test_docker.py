@@ -85,7 +85,7 @@ async def test_commands_run_beside_each_other_and_end_alone(boxes: Boxes) -> Non
         ended.append((await boxes.run(spec, f"{line}; echo {word}")).out.strip())
 
     waits = "while [ ! -e end ] || [ ! -e made ]; do sleep 0.1; done"
-    with trio.fail_after(40):
+    with trio.fail_after(60):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(work, "slow", f"(setsid sh -c 'sleep 1; touch made' &); {waits}; ls made")
             await work("fast", "(setsid sleep 100 &); true")
@@ -229,7 +229,7 @@ async def test_what_is_not_read_stops_the_command(boxes: Boxes) -> None:
     async with aclosing(boxes.provider.run(spec, command)) as happenings:
         await anext(happenings)
         seen = ""
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             while (now := (boxes.top / "s1" / "count").read_text() if (boxes.top / "s1" / "count").exists() else "-"
                    ) != seen:  # fmt: skip
                 seen = now

@@ -16,7 +16,7 @@ from test_docker_hostile import emptied
 
 from agentfs.containers.port import Command, Exit, Happening
 
-SOON_S = 25
+SOON_S = 60
 
 
 @pytest.fixture

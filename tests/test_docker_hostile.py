@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import textwrap
-import time
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
@@ -71,16 +70,16 @@ async def closed_after(boxes: Boxes, line: str, first: bytes = b"begun\n") -> No
     ],
 )
 async def test_nothing_outlives_a_command_that_is_given_up(boxes: Boxes, line: str) -> None:
-    with trio.fail_after(40):
+    with trio.fail_after(60):
         await closed_after(boxes, line)
     assert theirs() == []
     assert (await boxes.run(boxes.spec(), "echo well")) == (0, "", "well\n", "")
 
 
 async def test_nothing_outlives_a_command_that_ends(boxes: Boxes) -> None:
-    begun = time.monotonic()
-    ran = await boxes.run(boxes.spec(), "sleep 1000 & (setsid sleep 1000 </dev/null >/dev/null 2>&1 &); echo done")
-    assert ran == (0, "", "done\n", "") and theirs() == [] and time.monotonic() - begun < 10
+    with trio.fail_after(60):
+        ran = await boxes.run(boxes.spec(), "sleep 1000 & (setsid sleep 1000 </dev/null >/dev/null 2>&1 &); echo done")
+    assert ran == (0, "", "done\n", "") and theirs() == []
 
 
 async def test_a_fork_bomb_meets_its_limit(boxes: Boxes) -> None:
@@ -125,14 +124,14 @@ async def test_the_disk_is_watched_while_nobody_reads(boxes: Boxes) -> None:
     line = "echo begun; while :; do i=$((i+1)); dd if=/dev/zero of=f$i bs=1M count=1 2>/dev/null; done"
     async with aclosing(boxes.provider.run(boxes.spec(), Command("c", ["/bin/sh", "-c", line]))) as happenings:
         await anext(happenings)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             await emptied()
         ended = await anext(happenings)
     assert isinstance(ended, Exit) and ended.cause == "disk"
 
 
 async def test_endless_output_is_held_back_and_ends_when_given_up(boxes: Boxes, docker_engine: Engine) -> None:
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         async with aclosing(boxes.provider.run(boxes.spec(), Command("c", ["yes", "x" * 1000]))) as happenings:
             size = 0
             async for happening in happenings:
@@ -207,7 +206,7 @@ async def test_a_killed_container_is_told_and_gone(boxes: Boxes, docker_engine: 
     async with aclosing(boxes.provider.run(boxes.spec(), command)) as happenings:
         await anext(happenings)
         await trio.to_thread.run_sync(docker_engine.docker, "kill", "agentfs-s1")
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             ended = await anext(happenings)
     assert isinstance(ended, Exit) and ended.cause == "gone" and ended.code == 137
     with pytest.raises(FileNotFoundError):
@@ -220,7 +219,7 @@ async def test_a_session_that_is_removed_ends_its_commands(boxes: Boxes) -> None
     async with aclosing(boxes.provider.run(boxes.spec(), command)) as happenings:
         await anext(happenings)
         await boxes.provider.remove("s1")
-        with trio.fail_after(15):
+        with trio.fail_after(60):
             ended = await anext(happenings)
     assert isinstance(ended, Exit) and ended.cause == "gone"
 

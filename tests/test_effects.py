@@ -7,7 +7,7 @@ from typing import Any
 
 import msgspec
 import trio
-from engines import Script, dead, fails, lines, running, send, settle, started
+from engines import Script, dead, fails, lines, running, send, settle, started, still
 
 from agentfs.budget import Policy
 from agentfs.engine.audit import audit
@@ -202,7 +202,7 @@ async def test_a_tick_cut_off_in_a_call_leaves_no_hold(store: Store, clock: Manu
     async with running(store, clock) as engine:
         await started(engine, retry={"base_ms": 0, "attempts": 2})
         await send(engine, "a", "go")
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await still(engine)
         assert await store.count(HoldRow) == 1
         await engine.verb("a", "stop", OPERATOR)
         await settle(engine)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import errno
 
 import trio
-from engines import Script, dead, fails, lines, pending, running, send, settle, started
+from engines import Script, dead, fails, lines, pending, running, send, settle, started, still
 
 from agentfs.engine.context import AgentContext
 from agentfs.engine.trigger import Trigger
@@ -259,12 +259,12 @@ async def test_time_limit_and_stop_end_a_tick(store: Store, clock: ManualClock) 
     async with running(store, clock) as engine:
         await started(engine, tick_timeout_ms=1000, retry={"attempts": 2, "base_ms": 100})
         await send(engine, "a", "one")
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await still(engine)
         assert (await engine.status("a"))["is_ticking"]
         await engine.verb("a", "stop", OPERATOR)
         await settle(engine)
         clock.advance(0.2)
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await still(engine)
         clock.advance(1)
         await settle(engine)
         (letter,) = await dead(engine, "a")

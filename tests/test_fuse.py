@@ -58,7 +58,7 @@ TOOLS = [
     ("sed -i", "echo old > $M/d/sed; sed -i s/old/new/ $M/d/sed; cat $M/d/sed; ls $M/d | grep -c '^sed'", "new\n1\n"),
     (
         "cp in",
-        "echo c > /tmp/agentfs-test-cp; cp /tmp/agentfs-test-cp $M/d/cp; rm /tmp/agentfs-test-cp; cat $M/d/cp",
+        "T=$(mktemp); echo c > $T; cp $T $M/d/cp; rm $T; cat $M/d/cp",
         "c\n",
     ),
     (

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from fusemount import Mount, ends, follow, mounted
+from fusemount import TIMEOUT_S, Mount, ends, follow, mounted
 from fusescratch import SCRATCH
 
 pytestmark = pytest.mark.usefixtures("binding")
@@ -35,19 +35,21 @@ def test_a_killed_caller_never_stops_the_server(tmp_path: Path) -> None:
             time.sleep(i % 6 * 0.01)
             caller.kill()
             for _ in range(3):
-                assert select.select([beats], [], [], 1)[0], "the server waits for a message that was taken back"
+                assert select.select([beats], [], [], TIMEOUT_S)[0], (
+                    "the server waits for a message that was taken back"
+                )
                 os.read(beats, 4096)
 
 
 def test_unmounting_from_outside_ends_the_server(tmp_path: Path) -> None:
     with mounted(SCRATCH, tmp_path / "m") as mount:
         assert mount.run("umount", str(mount.at)).returncode == 0
-        assert mount.server.wait(10) == 0
+        assert mount.server.wait(TIMEOUT_S) == 0
     with mounted(SCRATCH, tmp_path / "f") as mount:
         reader = follow(mount)
         mount.run("umount", "-f", str(mount.at))
         ends(reader)
-        assert mount.server.wait(10) == 0
+        assert mount.server.wait(TIMEOUT_S) == 0
         assert not mount.is_mounted()
 
 
@@ -75,11 +77,11 @@ def test_places_that_are_refused(tmp_path: Path) -> None:
     start_refused(tmp_path / "full", "must be empty")
     start_refused(tmp_path / "full" / "file", "must be a directory")
     (tmp_path / "other").mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "foreign", tmp_path / "other"], check=True, timeout=10)
+    subprocess.run(["mount", "-t", "tmpfs", "foreign", tmp_path / "other"], check=True, timeout=TIMEOUT_S)
     try:
         start_refused(tmp_path / "other", "foreign is mounted there")
     finally:
-        subprocess.run(["umount", "-l", tmp_path / "other"], check=True, timeout=10)
+        subprocess.run(["umount", "-l", tmp_path / "other"], check=True, timeout=TIMEOUT_S)
     assert not (tmp_path / "other").is_mount()
 
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from fusemount import Mount, ends, follow, is_waiting, mounted, wait_for
+from fusemount import TIMEOUT_S, Mount, ends, follow, is_waiting, mounted, wait_for
 from fusescratch import SCRATCH
 
 pytestmark = pytest.mark.usefixtures("binding")
@@ -30,11 +30,17 @@ def fresh(tmp_path: Path) -> Iterator[Mount]:
         yield mount
 
 
+def cpu_s(pid: int) -> float:
+    """Seconds that a process has worked: what it takes to answer, however busy the machine is with others."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
 def test_listed_stream_ends_and_follow_blocks(fresh: Mount) -> None:
     fresh.out("echo emit a > $M/ctl; cat $M/log")
     reader = follow(fresh)
     fresh.out("echo emit b > $M/ctl; echo finish > $M/ctl")
-    assert reader.communicate(timeout=5)[0] == "b\n"
+    assert reader.communicate(timeout=TIMEOUT_S)[0] == "b\n"
     assert fresh.out("cat $M/log") == "a\nb\n"
     tail = fresh.spawn("tail", "-f", "-s", "0.05", f"{fresh.at}/log")
     assert tail.stdout is not None
@@ -64,22 +70,22 @@ def test_a_signal_ends_readers_in_threads_and_with_inherited_descriptors(shared:
         process.kill()
         ends(process)
     os.kill(heir, signal.SIGKILL)
-    wait_for(lambda: not is_waiting(heir), 2)
+    wait_for(lambda: not is_waiting(heir))
 
 
 def test_a_signal_ends_one_of_many_who_have_inherited_the_descriptor(shared: Mount) -> None:
     """The opener is gone, and the others live on."""
-    some = "for i in 1 2 3; do sleep 30 >&- & done"
+    some = "for i in 1 2 3; do sleep 1000 >&- & done"
     script = f"exec 3< {shared.at}/log@follow; {some}; cat <&3 & echo $!; {some}; echo $(jobs -p)"
     orphans = shared.spawn("bash", "-c", script)
     assert orphans.stdout is not None
     heir, others = int(orphans.stdout.readline()), [int(pid) for pid in orphans.stdout.readline().split()]
     try:
         wait_for(lambda: is_waiting(heir))
-        orphans.wait(5)
+        orphans.wait(TIMEOUT_S)
         time.sleep(0.5)  # several sweeps: one of the others is found to hold the descriptor
         os.kill(heir, signal.SIGKILL)
-        wait_for(lambda: not is_waiting(heir), 2)
+        wait_for(lambda: not is_waiting(heir))
     finally:
         for pid in {*others} - {heir}:
             os.kill(pid, signal.SIGKILL)
@@ -94,8 +100,8 @@ def test_a_reader_is_never_interrupted_without_a_signal(fresh: Mount) -> None:
     masked.send_signal(signal.SIGUSR2)
     time.sleep(0.5)  # several sweeps: nothing is to happen in them
     fresh.out("echo emit x > $M/ctl; echo finish > $M/ctl")
-    assert awk.communicate(timeout=5) == ("x\n", "")
-    assert masked.communicate(timeout=5)[0] == "b'x\\n'\n"
+    assert awk.communicate(timeout=TIMEOUT_S) == ("x\n", "")
+    assert masked.communicate(timeout=TIMEOUT_S)[0] == "b'x\\n'\n"
 
 
 def test_an_interrupted_read_loses_nothing(fresh: Mount) -> None:
@@ -110,7 +116,7 @@ print(got.decode(), end='')
     reader = fresh.spawn(sys.executable, "-c", code, f"{fresh.at}/log@follow")
     wait_for(lambda: "log@follow READ" in fresh.out("cat $M/calls"))
     fresh.out("for i in {1..50}; do echo emit $i > $M/ctl; sleep 0.02; done")
-    assert reader.communicate(timeout=10)[0] == "".join(f"{i}\n" for i in range(1, 51))
+    assert reader.communicate(timeout=TIMEOUT_S)[0] == "".join(f"{i}\n" for i in range(1, 51))
 
 
 def test_nonblocking_read_and_poll(fresh: Mount) -> None:
@@ -124,12 +130,12 @@ assert poller.poll(50) == []
 for i in range(20):
     begin = time.monotonic()
     subprocess.Popen(['bash', '-c', f'echo emit {i} > {M}/ctl'])
-    assert poller.poll(5000) == [(fd, select.POLLIN)]
+    assert poller.poll(30_000) == [(fd, select.POLLIN)]
     assert os.read(fd, 10) == b'%d\\n' % i
 epoll = select.epoll(); epoll.register(fd, select.EPOLLIN | select.EPOLLET)
 assert epoll.poll(0.05) == []
 subprocess.run(['bash', '-c', f'echo emit z > {M}/ctl'])
-assert epoll.poll(5) and os.read(fd, 10) == b'z\\n'
+assert epoll.poll(30) and os.read(fd, 10) == b'z\\n'
 assert poller.poll(20) == []; os.close(fd)
 ready = select.select([open(M + '/fixed')], [open(M + '/d/one', 'w')], [], 0)
 assert len(ready[0]) == len(ready[1]) == 1
@@ -149,15 +155,15 @@ for t in threads: t.join()
 print(len(fds), set(fds))
 """
     readers = [fresh.spawn(sys.executable, "-c", code) for _ in range(4)]
-    wait_for(lambda: fresh.out("cat $M/calls").count("follow") == count, 30)
-    begin = time.monotonic()
+    wait_for(lambda: fresh.out("cat $M/calls").count("follow") == count)
+    begin = cpu_s(fresh.server.pid)
     assert fresh.out("cat $M/fixed; ls $M/d") == "fixed\none\nsub\n"
-    assert time.monotonic() - begin < 2
+    assert cpu_s(fresh.server.pid) - begin < 2
     readers[0].terminate()
     ends(readers[0])
     fresh.out("echo emit now > $M/ctl")
     for reader in readers[1:]:
-        assert reader.communicate(timeout=20)[0] == f"{count // 4} {{b'now\\n'}}\n"
+        assert reader.communicate(timeout=TIMEOUT_S)[0] == f"{count // 4} {{b'now\\n'}}\n"
 
 
 def test_too_many_blocked_readers_are_refused(tmp_path: Path) -> None:

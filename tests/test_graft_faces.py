@@ -183,7 +183,7 @@ async def http(top: FsPath) -> AsyncIterator[httpx.AsyncClient]:
         headers = {"Authorization": "Bearer op"}
         async with httpx.AsyncClient(base_url=f"http://{address}/s/files", headers=headers) as client:
             yield client
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while opened.still_open:  # noqa: ASYNC110  # sockets fire no event
                 await trio.sleep(0.01)
         stop.set()

@@ -66,7 +66,7 @@ def one(method: str, raw: bytes, query: bytes, sent: list[tuple[bytes, bytes]], 
     world.events.finish()  # so that a watch ends
 
     async def main() -> tuple[int, dict[str, str], bytes]:
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             return await ask(face(world), method, raw, query, sent, body)
 
     status, named, text = trio.run(main)

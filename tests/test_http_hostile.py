@@ -44,7 +44,7 @@ async def talk(it: Running, data: bytes) -> None:
     """Send *data* and read until the server hangs up, as it does when its own code has failed."""
     stream = await it.connect()
     await stream.send_all(data)
-    with trio.fail_after(10), suppress(trio.BrokenResourceError):
+    with trio.fail_after(60), suppress(trio.BrokenResourceError):
         while await stream.receive_some(1 << 16):
             pass
 
@@ -71,7 +71,7 @@ async def test_a_body_that_comes_after_its_answer() -> None:
         named = {"method": "PUT", "scheme": "http", "path": "/note", "authority": it.address}
         client.send_headers(1, [(f":{name}", value) for name, value in named.items()])
         await stream.send_all(client.data_to_send())
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             text = b""
             while b"EACCES" not in text:
                 text += await stream.receive_some(1 << 16)

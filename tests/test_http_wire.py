@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 import trio
 from httpfs import LIMITS, Answers, Running, running, settled
+from hypercorn.config import Config
 
 from agentfs.errors import BY_NAME
 from agentfs.faces.http import serve
@@ -110,7 +111,7 @@ async def test_requests_share_a_connection() -> None:
 
 
 async def settled_text(answers: Answers, mark: bytes, count: int) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while answers.text.count(mark) < count:
             answers.text += await answers.stream.receive_some(1 << 16)
 
@@ -211,14 +212,16 @@ async def test_a_heartbeat_is_a_comment(monkeypatch: pytest.MonkeyPatch) -> None
 # -- draining ----------------------------------------------------------------------------------------------------------
 
 
-async def test_drain_closes_watches_and_finishes_requests() -> None:
+async def test_drain_closes_watches_and_finishes_requests(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules["agentfs.faces.http.serve"], "GRACE_SECONDS", 1000.0)
+    monkeypatch.setattr(Config, "keep_alive_timeout", 1000.0)
     async with running() as it:
         watching = await it.send("GET", "/events?watch=1")
         await watching.until(b"\r\n\r\n")
         asking = await it.send("POST", "/echo", b"wait")
         idle = await it.send("GET", "/note")
         await idle.until(b"some text")
-        with trio.fail_after(5):  # the watch and the idle connection hold nothing up
+        with trio.fail_after(60):  # the watch and the idle connection hold nothing up
             await it.world.asked.wait()
             it.stop.set()
             assert b"event: closing" in await watching.end()
@@ -228,7 +231,7 @@ async def test_drain_closes_watches_and_finishes_requests() -> None:
         assert not it.stopped.is_set()
         it.world.go_on.set()
         await asking.until(b"you said wait")
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             await asking.end()
             await it.stopped.wait()
         assert it.tree.still_open == 0
@@ -242,7 +245,7 @@ async def test_drain_does_not_wait_for_a_client_that_never_reads(monkeypatch: py
         answers = await it.send("GET", f"/bulk{query}")
         await answers.until(b'"seq":1')
         it.stop.set()
-        with trio.fail_after(8):
+        with trio.fail_after(60):
             await it.stopped.wait()
         assert it.tree.still_open == 0
 
@@ -278,15 +281,15 @@ def url() -> Iterator[str]:
         try:
             yield f"http://{child.stdout.readline().strip()}"
             child.stdin.close()
-            assert child.wait(15) == 0
+            assert child.wait(60) == 0
         finally:
             child.kill()
 
 
 def curl(*words: str, **more: str) -> tuple[int, str]:
     """Status and body."""
-    command = ["curl", "-sS", "-m", "10", "-w", "\n%{http_code}", "-H", "Authorization: Bearer op", *words]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, input=more.get("stdin"), check=False)
+    command = ["curl", "-sS", "-m", "60", "-w", "\n%{http_code}", "-H", "Authorization: Bearer op", *words]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=90, input=more.get("stdin"), check=False)
     body, _, status = done.stdout.rpartition("\n")
     return int(status), body
 
@@ -317,7 +320,7 @@ def test_curl(url: str, tmp_path: Path) -> None:
 
 
 def test_curl_watches(url: str) -> None:
-    command = ["curl", "-sSN", "-m", "10", "-H", "Authorization: Bearer op", f"{url}/events?watch=1&since=0"]
+    command = ["curl", "-sSN", "-m", "60", "-H", "Authorization: Bearer op", f"{url}/events?watch=1&since=0"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as child:
         assert child.stdout is not None
         lines = [child.stdout.readline() for _ in range(4)]

@@ -135,7 +135,7 @@ async def test_a_keeper_that_is_killed_is_started_again(tmp_path: Path, caplog: 
 
 async def logged(caplog: pytest.LogCaptureFixture, count: int, clock: ManualClock | None = None) -> None:
     """Return once there are *count* records, while *clock* goes on."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while len(caplog.records) < count:
             if clock:
                 clock.advance(1)
@@ -144,7 +144,7 @@ async def logged(caplog: pytest.LogCaptureFixture, count: int, clock: ManualCloc
 
 async def back(kept: Kept, clock: ManualClock) -> int:
     """The next keeper's process, once it is there."""
-    with trio.fail_after(30):
+    with trio.fail_after(60):
         while True:
             clock.advance(0.1)
             await trio.sleep(0.01)
@@ -211,7 +211,7 @@ def started(stdin: int) -> subprocess.Popen[bytes]:
 
 
 def ended(child: subprocess.Popen[bytes]) -> int:
-    _, said = child.communicate(timeout=30)
+    _, said = child.communicate(timeout=60)
     assert b"Traceback" not in said
     return child.returncode
 
@@ -244,7 +244,7 @@ def test_a_stranger_on_the_line_is_not_answered(tmp_path: Path) -> None:
         near.sendall(framed(at(tmp_path)))
         near.recvmsg(1 << 16, NOTES)
         script = f"import os; os.write({near.fileno()}, {framed(Ask('pubkey'))!r})"
-        subprocess.run([sys.executable, "-c", script], pass_fds=[near.fileno()], timeout=30, check=True)
+        subprocess.run([sys.executable, "-c", script], pass_fds=[near.fileno()], timeout=60, check=True)
         assert ended(child) == 0
         far.close()
         assert near.recv(1 << 16) == b""
@@ -254,7 +254,7 @@ def test_only_the_maker_of_the_connection_is_served() -> None:
     near, far = pair()
     script = f"import subprocess, sys; sys.exit(subprocess.call([sys.executable, '-m', '{MODULE}']))"
     with near, far:
-        child = subprocess.run([sys.executable, "-c", script], stdin=far.fileno(), timeout=30, check=False)
+        child = subprocess.run([sys.executable, "-c", script], stdin=far.fileno(), timeout=60, check=False)
     assert child.returncode == 77
 
 
@@ -269,7 +269,7 @@ def test_no_core_and_nobody_looks_in() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
         raise ValueError("a key")
     """
-    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stdout.split() == ["0", str(int(signal.SIGKILL)), "0", "0"]
     assert done.stderr == "agentfs keeper: ValueError\n"
 

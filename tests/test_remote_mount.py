@@ -17,8 +17,8 @@ from machine import BIN, Machine
 from agentfs import capability
 from agentfs.cli import mounts
 
-pytestmark = pytest.mark.timeout(100)
-PATIENCE_S = 20
+pytestmark = pytest.mark.timeout(200)
+PATIENCE_S = 60
 
 
 class Guest:
@@ -59,7 +59,9 @@ class Guest:
         """The errno of the last system call of *script*, a Python program in which ``M`` is the mount."""
         code = "import errno, os\nM = {!r}\ntry:\n    {}\nexcept OSError as exc:\n    print(errno.errorcode[exc.errno])"
         code = code.format(str(self.place), script)
-        done = subprocess.run([BIN / "python", "-c", code], text=True, capture_output=True, timeout=20, check=True)
+        done = subprocess.run(
+            [BIN / "python", "-c", code], text=True, capture_output=True, timeout=PATIENCE_S, check=True
+        )
         return done.stdout.strip()
 
     def server(self) -> int | None:
@@ -258,7 +260,7 @@ def test_foreground_stays_until_it_is_asked_to_end(host: Machine, guest: Guest, 
         assert child.stdout.readline() == f"mounted on {guest.place}\n"
         assert guest.out("ls $M").split() == ["agents", "runtime", "views"]
         child.send_signal(sign)
-        child.communicate(timeout=30)
+        child.communicate(timeout=PATIENCE_S)
     finally:
         child.kill()
         child.communicate()

@@ -104,8 +104,11 @@ async def compare(store_name: str, ops: list[tuple[object, ...]]) -> None:
         await store.aclose()
 
 
+HEALTH = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+
+
 @pytest.mark.parametrize("store_name", ["memory", "sqlite"])
-@examples(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@examples(max_examples=30, deadline=None, suppress_health_check=HEALTH)
 @given(ops=st.lists(OPS, max_size=25))
 def test_kv_is_a_dict(store_name: str, ops: list[tuple[object, ...]]) -> None:
     trio.run(compare, store_name, ops)

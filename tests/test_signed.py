@@ -9,7 +9,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from engines import Script, fails, lines, settings, settle
+from engines import Script, fails, lines, settings, settle, still
 from faces import call, load, put, whole
 from signkit import BASE, FORMS, Answer, Peer, Place, place
 
@@ -228,12 +228,12 @@ async def test_what_is_open_ends_with_the_grant(here: Place, peer: Peer, end: En
     async with trio.open_nursery() as nursery:
         nursery.start_soon(read)
         nursery.start_soon(_watch, here, peer, watched)
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await still(here.engine)
         assert len(watched) == 1
         await end(here, peer)
         with trio.fail_after(10):
             while not (codes and watched[-1] == b""):
-                await trio.testing.wait_all_tasks_blocked(0.01)
+                await still(here.engine)
         nursery.cancel_scope.cancel()
     assert codes == [errno.EACCES] and b"event: closing" in b"".join(watched)
     await fails(errno.EACCES, writing.write(b"x", 0))
@@ -322,7 +322,7 @@ async def test_one_noisy_key_starves_nobody(store: Store, clock: ManualClock, pe
         watched: list[bytes] = []
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_watch, here, peer, watched)
-            await trio.testing.wait_all_tasks_blocked(0.01)
+            await still(here.engine)
             assert (await here.ask(peer, "GET", "/agents/a/outbox?watch=1")).status == 429
             nursery.cancel_scope.cancel()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import trio
-from engines import Script, settle
+from engines import Script, settle, still
 from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -152,7 +152,7 @@ async def test_a_body_that_is_long_in_coming_is_too_late(here: Place, peer: Peer
     async with trio.open_nursery() as nursery:
         nursery.start_soon(one)
         nursery.start_soon(one)
-        await trio.testing.wait_all_tasks_blocked(0.01)
+        await still(here.engine)
         here.clock.advance(61)
         go_on.set()
     assert codes == [401, 401] and await here.tree.list(Path("agents/a/kv")) == []

@@ -196,7 +196,7 @@ async def test_a_tool_that_locks_the_file_stalls_no_queue(tmp_path: Path) -> Non
         except OSError as exc:
             failed.append(exc.errno)
 
-    with closing(sqlite3.connect(path)) as tool, trio.fail_after(10):
+    with closing(sqlite3.connect(path)) as tool, trio.fail_after(40):
         tool.execute("BEGIN IMMEDIATE")
         async with trio.open_nursery() as nursery:
             for at in range(50):

@@ -8,6 +8,7 @@ import socket
 import ssl
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -35,7 +36,7 @@ def names(answer: httpx.Response) -> set[str]:
     return {entry["name"] for entry in answer.json()["entries"]}
 
 
-def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
+def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -149,7 +150,7 @@ def test_strangers_are_refused_in_the_handshake(site: Site) -> None:
 def test_plain_http_gets_no_answer(site: Site) -> None:
     token = site.machine.state.token.read_text().strip()
     request = f"PUT /agents/demo/kv/plain HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {token}\r\n"
-    with socket.create_connection(("127.0.0.1", site.machine.port), timeout=15) as plain:
+    with socket.create_connection(("127.0.0.1", site.machine.port), timeout=60) as plain:
         plain.sendall(f"{request}Content-Length: 1\r\n\r\n1".encode())
         plain.shutdown(socket.SHUT_WR)
         got = b""
@@ -178,7 +179,7 @@ def test_revoked_while_the_runtime_runs(site: Site, newest: ssl.TLSVersion) -> N
     context = site.context(name, newest)
     with (
         site.client(name, newest=newest) as http,
-        socket.create_connection(("127.0.0.1", site.machine.port), timeout=15) as raw,
+        socket.create_connection(("127.0.0.1", site.machine.port), timeout=60) as raw,
         context.wrap_socket(raw, server_hostname="localhost") as before,
     ):
         assert http.get("/status").status_code == 200
@@ -190,7 +191,7 @@ def test_revoked_while_the_runtime_runs(site: Site, newest: ssl.TLSVersion) -> N
         again.get("/status")
     with (  # no session is resumed that was opened with it
         pytest.raises(OSError),
-        socket.create_connection(("127.0.0.1", site.machine.port), timeout=15) as raw,
+        socket.create_connection(("127.0.0.1", site.machine.port), timeout=60) as raw,
         context.wrap_socket(raw, server_hostname="localhost", session=session) as after,
     ):
         after.sendall(b"GET /status HTTP/1.1\r\nHost: localhost\r\n\r\n")
@@ -221,18 +222,20 @@ def test_a_lost_or_damaged_list_lets_nobody_back_in(site: Site, damage: bytes | 
 
 
 def test_a_certificate_that_ends_is_refused_on_its_open_connection(site: Site) -> None:
-    now = authority.now()
-    until_soon = now + (DAY - DAY * 86_397 / 86_400)  # three seconds
-    cert = site.keep("brief", authority.client(site.authority, "brief", Principal("agent", "demo"), now, until_soon))
-    with site.client(cert) as http:
-        assert http.get("/status").status_code == 200
-        until(lambda: http.get("/status").status_code == 401)
+    for seconds in (3, 9, 27):  # the machine may be too busy to show one before it ends
+        now = authority.now()
+        ends = now + DAY / 86_400 * seconds
+        cert = site.keep("brief", authority.client(site.authority, "brief", Principal("agent", "demo"), now, ends))
+        with site.client(cert) as http, suppress(httpx.TransportError):
+            if http.get("/status").status_code == 200:
+                return until(lambda: http.get("/status").status_code == 401)
+    raise AssertionError("it never got in")
 
 
 def test_a_server_certificate_is_renewed_without_a_restart(site: Site) -> None:
     def serial() -> str:
         with (
-            socket.create_connection(("127.0.0.1", site.machine.port), timeout=15) as raw,
+            socket.create_connection(("127.0.0.1", site.machine.port), timeout=60) as raw,
             site.context("operator").wrap_socket(raw, server_hostname="localhost") as tls,
         ):
             shown = tls.getpeercert()

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import pytest
 import trio
-from engines import Script, dead, fails, running, settings, settle
+from engines import Script, dead, fails, running, settings, settle, still
 from faces import call, load, put, whole
 
 from agentfs.capability import narrow
@@ -96,7 +96,7 @@ async def test_it_ends_by_time_and_by_revocation_with_all_made_from_it(store: St
 
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(read)
-                await trio.testing.wait_all_tasks_blocked(0.01)
+                await still(engine)
                 if end == "time":
                     clock.advance(61)
                 else:

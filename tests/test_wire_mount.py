@@ -14,7 +14,7 @@ import wirechild
 from fusemount import TESTS
 from machine import Machine
 
-TIMEOUT_S = 20
+TIMEOUT_S = 60
 
 
 @contextmanager

@@ -79,7 +79,7 @@ class Site:
     ) -> httpx.Client:
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         verify = self.context(cert, newest)
-        return httpx.Client(base_url=self.url, headers=headers, verify=verify, trust_env=False, timeout=15)
+        return httpx.Client(base_url=self.url, headers=headers, verify=verify, trust_env=False, timeout=60)
 
     def get(self, path: str, cert: str | Path | None, token: str = "") -> httpx.Response:
         with self.client(cert, token) as http:

@@ -22,7 +22,7 @@ from agentfs.tree import At
 from agentfs.types import Facet, Path, Stat
 from agentfs.views import View
 
-PATIENCE_S = 10
+PATIENCE_S = 60
 FACET: Facet = ("", "agents")
 NEWEST = (7, 45)
 FOLLOW = b"log@follow\0"
