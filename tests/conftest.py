@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -38,20 +37,11 @@ SLOWEST = (
 )  # fmt: skip
 """The files that take longest, and so are begun first: last, each would keep one worker busy while others wait."""
 
-LONG_S = 60
-"""No test that spends money on the real clock takes as long."""
-
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest."""
     order = {name: number for number, name in enumerate(SLOWEST)}
     items.sort(key=lambda item: order.get(item.path.stem, len(order)))
-
-
-def pytest_runtest_setup() -> None:
-    """Begin none just before midnight: what was spent "today" is asked of runtimes that go by the real clock."""
-    if (left := 86_400 - time.time() % 86_400) < LONG_S:
-        time.sleep(left)
 
 
 BINDINGS = {"fuse": "wire", "pyfuse3": "pyfuse3"}

@@ -16,7 +16,7 @@ from agentfs.cli import process
 from agentfs.state import StateDir
 
 BIN = Path(sys.executable).parent
-_FIRST, _EACH, _SHARES = 10_000, 300, 70  # all below 32768, where those begin that the kernel gives away
+_FIRST, _EACH, _SHARES = 12_000, 290, 70  # behind those of servers of models, before those that the kernel gives away
 _PORTS = itertools.cycle(range(_FIRST + os.getpid() % _SHARES * _EACH, _FIRST + (os.getpid() % _SHARES + 1) * _EACH))
 
 
