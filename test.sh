@@ -21,6 +21,9 @@ tools() {
   need git git
   need bwrap bubblewrap
   need dockerd docker.io
+  need podman podman
+  need runc runc
+  need catatonit catatonit
   need busybox busybox-static
   need docker-registry docker-registry
   install_missing

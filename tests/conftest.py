@@ -11,7 +11,7 @@ import fake_openai
 import fusemount
 import pytest
 import trio
-from dockerkit import Engine, an_engine
+from dockerkit import Engine, Podman, an_engine
 from engines import Script
 from fake_openai import FakeOpenAI
 from hypothesis import HealthCheck, settings
@@ -99,6 +99,13 @@ def binding(request: pytest.FixtureRequest) -> Iterator[str]:
 def docker_engine() -> Iterator[Engine]:
     """A real container engine with an image of busybox, for all tests of this process."""
     with an_engine() as engine:
+        yield engine
+
+
+@pytest.fixture(scope="session")
+def podman_engine() -> Iterator[Engine]:
+    """Podman in its place."""
+    with an_engine(Podman) as engine:
         yield engine
 
 

@@ -33,7 +33,8 @@ class Boxes:
 
     def __init__(self, engine: Engine, top: Path, runtime: str = "suite", **options: Any) -> None:
         self.top = top / "boxes"
-        self.provider = Docker(self.top, OWNER, runtime, str(engine.socket), **options)
+        given = {"network": engine.network} | options
+        self.provider = Docker(self.top, OWNER, runtime, str(engine.socket), **given)
         self.count = 0
 
     def spec(self, id: str = "s1", image: str = BUSYBOX, view: str = "", **limits: Any) -> Spec:
@@ -68,6 +69,8 @@ class Ran(NamedTuple):
 class Engine:
     """One dockerd: without a bridge and without any rule of the firewall; `start` and `stop` as often as wanted."""
 
+    network = "bridge"  # which is not there
+
     def __init__(self, top: Path | None = None) -> None:
         self.top = top or Path(tempfile.mkdtemp(prefix="agentfs-docker-", dir="/tmp"))  # a socket's path is short
         self.socket = self.top / "docker.sock"
@@ -76,17 +79,20 @@ class Engine:
 
     def start(self) -> None:
         top = self.top
-        argv = [
-            "setpriv", "--pdeathsig", "TERM",  # tests that are killed leave no engine behind
-            "dockerd", "--host", self.address, "--data-root", str(top / "root"), "--exec-root", str(top / "exec"),
-            "--pidfile", str(top / "pid"), "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--bridge=none",
-        ]  # fmt: skip
+        argv = ["setpriv", "--pdeathsig", "TERM", *self._argv()]  # tests that are killed leave no engine behind
         with (top / "log").open("ab") as log:
-            self.process = subprocess.Popen(argv, stdout=log, stderr=log, start_new_session=True)
+            self.process = subprocess.Popen(argv, cwd=top, stdout=log, stderr=log, start_new_session=True)
         until = time.monotonic() + _STARTS_S
         while self.docker("version", check=False).returncode != 0:
             assert self.process.poll() is None and time.monotonic() < until, (top / "log").read_text()[-3000:]
             time.sleep(0.1)
+
+    def _argv(self) -> list[str]:
+        top = self.top
+        return [
+            "dockerd", "--host", self.address, "--data-root", str(top / "root"), "--exec-root", str(top / "exec"),
+            "--pidfile", str(top / "pid"), "--iptables=false", "--ip6tables=false", "--ip-masq=false", "--bridge=none",
+        ]  # fmt: skip
 
     def docker(self, *words: str, check: bool = True, stdin: int | None = None) -> subprocess.CompletedProcess[str]:
         env = os.environ | {"DOCKER_HOST": self.address}
@@ -125,10 +131,14 @@ class Engine:
         if ids:
             self.docker("rm", "-f", "-v", *ids)
         self.stop()
+        self.sweep()
         for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
             if (place := line.split()[1]).startswith(f"{self.top}/"):
                 subprocess.run(["umount", "-l", place], check=True, timeout=30)
         shutil.rmtree(self.top)
+
+    def sweep(self) -> None:
+        """End what goes on without it and its containers: nothing."""
 
     def build(self, name: str, tree: Path, *changes: str) -> None:
         """Make image *name* of the files below *tree*."""
@@ -150,6 +160,27 @@ class Engine:
             busybox_tree(tree)
             python_tree(tree)
             self.build(PYTHON, tree)
+
+
+class Podman(Engine):
+    """One of podman's in its place, which speaks the same over its socket."""
+
+    network = "none-such"  # its bridge would be made on this machine, with rules of the firewall
+
+    def _argv(self) -> list[str]:
+        top = self.top
+        return [
+            "podman", "--runtime", "runc", "--cgroup-manager", "cgroupfs", "--events-backend", "file",
+            "--root", str(top / "root"), "--runroot", str(top / "run"), "--tmpdir", str(top / "tmp"),
+            "system", "service", "--time", "0", self.address,
+        ]  # fmt: skip
+
+    def sweep(self) -> None:
+        """It leaves who watched each exec, for five minutes."""
+        for place in Path("/proc").glob("[0-9]*"):
+            if b"conmon" in (words := _command(int(place.name))) and bytes(self.top) in words:
+                with suppress(ProcessLookupError):
+                    os.kill(int(place.name), signal.SIGKILL)
 
 
 def _below(pid: int) -> list[int]:
@@ -209,9 +240,9 @@ def _copy(tree: Path, file: Path) -> None:
 
 
 @contextmanager
-def an_engine() -> Iterator[Engine]:
-    """One that runs, with an image of busybox."""
-    engine = Engine()
+def an_engine(kind: type[Engine] = Engine) -> Iterator[Engine]:
+    """One of *kind* that runs, with an image of busybox."""
+    engine = kind()
     try:
         engine.start()
         engine.build_busybox()

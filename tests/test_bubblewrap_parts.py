@@ -11,6 +11,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import msgspec
 import pytest
 from boxes import BASE, OWNER
 from test_bubblewrap import pids
@@ -68,6 +69,22 @@ def test_the_filter(machine: str) -> None:
 
 def test_no_filter_without_a_table() -> None:
     assert seccomp.program("riscv64") == b""
+
+
+def test_the_profile_refuses_the_same() -> None:
+    said = msgspec.json.decode(seccomp.profile())
+    assert said["defaultAction"] == "SCMP_ACT_ALLOW" and {rule["action"] for rule in said["syscalls"]} == {
+        "SCMP_ACT_ERRNO"
+    }
+    always = {name: rule["errnoRet"] for rule in said["syscalls"] if "args" not in rule for name in rule["names"]}
+    assert always == dict.fromkeys(seccomp.REFUSED, errno.EPERM) | {"clone3": errno.ENOSYS}
+    sometimes = [(*rule["names"], *argument.values()) for rule in said["syscalls"] for argument in rule.get("args", ())]
+    spaces = (0x20000, 0x2000000, 0x4000000, 0x8000000, 0x10000000, 0x20000000, 0x40000000)
+    assert sometimes == [
+        *(("clone", 0, "SCMP_CMP_MASKED_EQ", bit, bit) for bit in spaces),
+        ("ioctl", 1, "SCMP_CMP_EQ", 0x5412, 0), ("ioctl", 1, "SCMP_CMP_EQ", 0x541C, 0),
+        ("socket", 0, "SCMP_CMP_EQ", 38, 0), ("socket", 0, "SCMP_CMP_EQ", 40, 0),
+    ]  # fmt: skip
 
 
 def test_settings_of_unified_groups(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -13,6 +13,8 @@ from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.providers.containers.workdir import Owner
 
 DOCKER_SOCKET: Final = "/var/run/docker.sock"
+SOCKETS: Final = {"docker": DOCKER_SOCKET, "podman": "/run/podman/podman.sock"}
+"""Where engines are looked for. Podman's may be under both names."""
 _NONROOT: Final = 65532  # as the images called distroless have it: nobody's uid but that of what is in sandboxes
 
 
@@ -49,8 +51,7 @@ def docker(
 async def found(place: Place) -> Mapping[str, ContainerProvider]:
     """What works on this machine, by name: the one without a daemon first."""
     asked = [("bubblewrap", bubblewrap("bubblewrap", place))]
-    if os.access(DOCKER_SOCKET, os.W_OK):
-        asked.append(("docker", docker("docker", place)))
+    asked += [(name, docker(name, place, path)) for name, path in _engines()]
     able: dict[str, ContainerProvider] = {}
     for name, provider in asked:
         if await provider.health():
@@ -58,3 +59,10 @@ async def found(place: Place) -> Mapping[str, ContainerProvider]:
         else:
             able[name] = provider
     return able
+
+
+def _engines() -> Sequence[tuple[str, str]]:
+    """Name and socket of each engine that may be asked, under the first of its names."""
+    able = [(name, path) for name, path in SOCKETS.items() if os.access(path, os.W_OK)]
+    firsts = {os.path.realpath(path): (name, path) for name, path in reversed(able)}
+    return [one for one in able if one in firsts.values()]

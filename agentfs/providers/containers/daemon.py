@@ -27,6 +27,8 @@ _TRIES: Final = 100
 _PAUSE_S: Final = 0.1
 AWAY: Final = (requests.exceptions.RequestException, urllib3.exceptions.HTTPError, OSError)
 _NO_VERSION: Final = "Error while fetching server API version"  # the words of the first question, unanswered
+_FAILED: Final = 500
+_MEANT: Final = {"already in use": 409, "can only kill running": 409, "invalid reference format": 400}
 T = TypeVar("T")
 Client: TypeAlias = Any  # the package has no types
 Errnos: TypeAlias = Mapping[int, int]
@@ -61,7 +63,7 @@ class Daemon:
         try:
             return await anyio.to_thread.run_sync(lambda: what(self.client(seconds)), limiter=self._limiter)
         except APIError as exc:
-            code = (codes or {}).get(exc.response.status_code if exc.response is not None else 0, errno.EREMOTEIO)
+            code = (codes or {}).get(_status(exc), errno.EREMOTEIO)
             raise error(code, detail=cleaned(str(exc.explanation or exc), hide)) from None
         except DockerException as exc:
             if _NO_VERSION in str(exc):
@@ -122,6 +124,12 @@ class Daemon:
         for client in self._clients.values():
             client.close()
         self._clients.clear()
+
+
+def _status(exc: APIError) -> int:
+    """The HTTP status of *exc*, or the one that is meant by an engine that answers 500 to nearly all."""
+    status, words = exc.response.status_code if exc.response is not None else 0, str(exc.explanation or "")
+    return next((meant for said, meant in _MEANT.items() if said in words), status) if status == _FAILED else status
 
 
 def cleaned(words: str, hide: Iterable[str]) -> str:

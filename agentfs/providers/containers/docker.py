@@ -25,11 +25,12 @@ from agentfs.containers.documents import Limits, Repo
 from agentfs.containers.port import Command, Exit, Happening, Spec, Used
 from agentfs.errors import error
 from agentfs.providers.containers import git
+from agentfs.providers.containers.besides import besides
 from agentfs.providers.containers.bubblewrap import Bubblewrap
 from agentfs.providers.containers.daemon import LONG_S, Daemon
 from agentfs.providers.containers.files import HostFiles
 from agentfs.providers.containers.hardened import RUNTIME, SESSION, config, keeper, name_of
-from agentfs.providers.containers.images import Images
+from agentfs.providers.containers.images import Images, known_as
 from agentfs.providers.containers.inmates import Inmates
 from agentfs.providers.containers.names import Names
 from agentfs.providers.containers.room import Room
@@ -43,11 +44,12 @@ log = logging.getLogger(__name__)
 _ABLE: Final = frozenset({"cpu", "memory", "processes", "disk", "view"})
 _HEALTH_S: Final = 3.0
 _SECRET_MIN: Final = 6  # characters: what is shorter is no secret, and stands in every text
-_INIT: Final = ["/sbin/docker-init", "-s", "--"]  # keeps what a command leaves behind among its own
+_INIT: Final = ["/sbin/docker-init", "-s", "--"]
 _ENTER: Final = ["/bin/sh", "-c", 'cd -- "$1" || exit 126; shift; exec "$@"', "sh"]
 """The directory is entered inside: the engine would follow a link there with rights that no code has."""
 _MAIN: Final = "main"
 _MARKS: Final = ".fetched"
+_PROFILE: Final = ".seccomp.json"
 _NO_PROGRAM: Final = 127
 _BEGINS_S: Final = 10.0
 _LOOK_S: Final = 0.001
@@ -86,7 +88,8 @@ class Docker:
 
     async def images(self) -> Sequence[str]:
         found = await self._daemon.call(lambda client: client.images())
-        return sorted({tag for image in found for tag in image.get("RepoTags") or () if tag != "<none>:<none>"})
+        tags = {tag for image in found for tag in image.get("RepoTags") or () if tag != "<none>:<none>"}
+        return sorted(map(known_as, tags))
 
     async def make(self, spec: Spec) -> None:
         if spec.limits.allow_network:
@@ -110,7 +113,9 @@ class Docker:
             raise error(errno.EOPNOTSUPP, detail=f"network: {exc.strerror}") from None
 
     async def _create(self, spec: Spec, image: Any, workdir: Workdir) -> None:
-        where = {"workdir": workdir.path, "network": self._network, "cpus": await self._daemon.cpus()}
+        profile = "" if await self._daemon.is_docker() else await besides(self._top / _PROFILE, spec)
+        cpus = await self._daemon.cpus()
+        where = {"workdir": workdir.path, "network": self._network, "cpus": cpus, "profile": profile}
         main = [*_INIT, *WAIT] if await self._is_single(spec) else ()
         asked = config(spec, image, self._owner, self._runtime, main, **where)
         codes = {409: errno.EEXIST, 404: errno.ENOENT, 400: errno.EINVAL}
@@ -136,7 +141,9 @@ class Docker:
         with contextlib.suppress(FileNotFoundError):  # it has ended
             await self._daemon.call(lambda client: client.kill(container), codes={409: errno.ENOENT})
         code = (await self._daemon.call(lambda client: client.wait(container)))["StatusCode"]
-        if code == _NO_PROGRAM:
+        if (
+            code == _NO_PROGRAM or not await self._daemon.is_docker()
+        ):  # others tell no such code; it ends for nothing else
             raise error(errno.EOPNOTSUPP, detail="image: it has no /bin/sh")
         raise error(errno.EREMOTEIO, detail=f"container engine: its container does not begin, and ends with {code}")
 
@@ -160,12 +167,11 @@ class Docker:
         env = {"HOME": spec.workdir, **spec.env, **command.env}
         hide = [value for value in env.values() if len(value) >= _SECRET_MIN and value != spec.workdir]
         cwd = posixpath.join(spec.workdir, command.cwd)
-        init = _INIT if await self._daemon.is_docker() else []
         running: Running
         if is_main:
             running = Single(self._daemon, box, spec.limits, hide, told(command.argv, env, cwd))
         else:
-            asked = {"cmd": [*init, *_ENTER, cwd, *command.argv], "environment": env, "workdir": spec.workdir}
+            asked = {"cmd": [*_init(box), *_ENTER, cwd, *command.argv], "environment": env, "workdir": spec.workdir}
             asked["user"] = f"{self._owner.uid}:{self._owner.gid}"
             running = Running(self._daemon, box, spec.limits, hide, asked)
         with self._room(spec.id).commanded():
@@ -249,6 +255,14 @@ class Docker:
         self._daemon.close()
         if self._cloner is not None:
             await self._cloner.aclose()
+
+
+def _init(box: Box) -> Sequence[str]:
+    """What a command is begun with, to keep what it leaves behind among its own: the engine's init, which is inside."""
+    own = box.inmates.init()
+    if own == _INIT[0]:
+        return _INIT
+    return [own, "--"] if own else []
 
 
 def _made(client: Any, asked: dict[str, Any]) -> Any:

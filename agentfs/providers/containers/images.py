@@ -133,10 +133,10 @@ def _hidden(login: Login | None) -> Sequence[str]:
 
 
 def _file(name: str) -> str:
-    return hashlib.sha256(_whole(name).encode()).hexdigest()
+    return hashlib.sha256(known_as(name).encode()).hexdigest()
 
 
-def _whole(name: str) -> str:
+def known_as(name: str) -> str:
     """The one way to write *name*, as the engine tells it."""
     short = name.removeprefix("index.").removeprefix("docker.io/").removeprefix("library/")
     return short if ":" in short.rpartition("/")[2] or "@" in short else f"{short}:latest"

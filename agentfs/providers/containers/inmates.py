@@ -66,13 +66,18 @@ class Inmates:
 
     def begun(self) -> int:
         """The first process below the container's own init, once that has become a program; 0 before."""
-        first = _program(self.pid)
-        if first == "/bin/sh":  # this engine puts no init before it
+        first = self.init()
+        if not first and not self.is_gone():
             return self.pid
         found = [process for pid in self._pids() if (process := _process(pid)) is not None and not process.is_dead]
         if first and any(_program(process.pid) not in (first, "") for process in found):
             return min((one.pid for one in found if one.parent == self.pid), default=0)
         return 0
+
+    def init(self) -> str:
+        """The init that the engine puts before the program of its container; "" where it puts none."""
+        first = _program(self.pid)
+        return "" if first == "/bin/sh" else first
 
     def is_gone(self) -> bool:
         """Whether its first process has ended; not to be told by its words, which an exec takes for a moment."""

@@ -1,4 +1,4 @@
-"""The system calls that code in a sandbox may not make, as a BPF program for seccomp(2); nothing here loads it.
+"""The system calls that code in a sandbox may not make, as a program for seccomp(2) and as a profile.
 
 After the default profile of Docker (docs.docker.com/engine/security/seccomp), as a list of what is refused; numbers
 from the kernel's syscall_64.tbl and asm-generic/unistd.h.
@@ -11,6 +11,8 @@ import platform
 import struct
 from collections.abc import Iterator
 from typing import Final, TypeAlias
+
+import msgspec
 
 # name: (x86_64, aarch64); -1 where that machine has none
 REFUSED: Final = {
@@ -55,6 +57,27 @@ def program(machine: str = "") -> bytes:
     if known is None:
         return b""
     return b"".join(struct.pack("<HBBI", *step) for step in _steps(*known))
+
+
+def profile() -> bytes:
+    """What `program` refuses, as the JSON that an engine takes (OCI runtime-spec, ``linux.seccomp``), on any machine.
+
+    Where it has no words for it, it refuses less: a personality, and calls that were never thought about.
+    """
+    refused = {"action": "SCMP_ACT_ERRNO", "errnoRet": errno.EPERM}
+    bits = (1 << bit for bit in range(_NAMESPACES.bit_length()) if _NAMESPACES >> bit & 1)
+    rules: list[dict[str, object]] = [
+        {"names": [*REFUSED], **refused},
+        {"names": ["clone3"], **refused, "errnoRet": errno.ENOSYS},
+        *({"names": ["clone"], **refused, "args": [_argument(0, "MASKED_EQ", bit, bit)]} for bit in bits),
+        *({"names": ["ioctl"], **refused, "args": [_argument(1, "EQ", value)]} for value in _TERMINAL),
+        *({"names": ["socket"], **refused, "args": [_argument(0, "EQ", value)]} for value in _FAMILIES),
+    ]
+    return msgspec.json.encode({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": rules})
+
+
+def _argument(index: int, comparison: str, value: int, other: int = 0) -> dict[str, object]:
+    return {"index": index, "op": f"SCMP_CMP_{comparison}", "value": value, "valueTwo": other}
 
 
 def _steps(column: int, arch: int) -> Iterator[_Step]:
