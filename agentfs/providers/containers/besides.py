@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+import tempfile
 from pathlib import Path
 
 import anyio
@@ -32,6 +32,6 @@ async def besides(profile: Path, spec: Spec) -> str:
 def _put(path: Path, data: bytes) -> None:
     """Have *data* in *path*, which may be read meanwhile."""
     if not path.exists() or path.read_bytes() != data:
-        scratch = path.with_name(f"{path.name}.{os.getpid()}")
-        scratch.write_bytes(data)
-        scratch.rename(path)
+        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as file:
+            file.write(data)
+        Path(file.name).rename(path)

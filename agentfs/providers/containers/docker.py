@@ -141,9 +141,8 @@ class Docker:
         with contextlib.suppress(FileNotFoundError):  # it has ended
             await self._daemon.call(lambda client: client.kill(container), codes={409: errno.ENOENT})
         code = (await self._daemon.call(lambda client: client.wait(container)))["StatusCode"]
-        if (
-            code == _NO_PROGRAM or not await self._daemon.is_docker()
-        ):  # others tell no such code; it ends for nothing else
+        is_told = await self._daemon.is_docker()  # by others it is not, but nothing else ends it so soon
+        if code == _NO_PROGRAM or not is_told:
             raise error(errno.EOPNOTSUPP, detail="image: it has no /bin/sh")
         raise error(errno.EREMOTEIO, detail=f"container engine: its container does not begin, and ends with {code}")
 
@@ -171,7 +170,8 @@ class Docker:
         if is_main:
             running = Single(self._daemon, box, spec.limits, hide, told(command.argv, env, cwd))
         else:
-            asked = {"cmd": [*_init(box), *_ENTER, cwd, *command.argv], "environment": env, "workdir": spec.workdir}
+            words = [*await self._init(box), *_ENTER, cwd, *command.argv]
+            asked = {"cmd": words, "environment": env, "workdir": spec.workdir}
             asked["user"] = f"{self._owner.uid}:{self._owner.gid}"
             running = Running(self._daemon, box, spec.limits, hide, asked)
         with self._room(spec.id).commanded():
@@ -185,6 +185,13 @@ class Docker:
             finally:
                 with anyio.CancelScope(shield=True):
                     await running.close()
+
+    async def _init(self, box: Box) -> Sequence[str]:
+        """What a command is begun with, to keep what it leaves behind among its own: the init that is inside."""
+        if await self._daemon.is_docker():
+            return _INIT
+        own = box.inmates.init()  # never the code's, which is the main process of no such engine
+        return [own, "--"] if own else []
 
     async def clone(self, spec: Spec, repo: Repo, secret: str) -> None:
         workdir, cloner = (await self._box(spec.id)).workdir, self._cloner
@@ -255,14 +262,6 @@ class Docker:
         self._daemon.close()
         if self._cloner is not None:
             await self._cloner.aclose()
-
-
-def _init(box: Box) -> Sequence[str]:
-    """What a command is begun with, to keep what it leaves behind among its own: the engine's init, which is inside."""
-    own = box.inmates.init()
-    if own == _INIT[0]:
-        return _INIT
-    return [own, "--"] if own else []
 
 
 def _made(client: Any, asked: dict[str, Any]) -> Any:

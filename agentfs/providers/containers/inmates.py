@@ -14,6 +14,7 @@ from typing import Final, NamedTuple
 
 _GROUPS: Final = Path("/sys/fs/cgroup")
 _PROC: Final = Path("/proc")
+_SHELL: Final = "/bin/sh"
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,8 +67,8 @@ class Inmates:
 
     def begun(self) -> int:
         """The first process below the container's own init, once that has become a program; 0 before."""
-        first = self.init()
-        if not first and not self.is_gone():
+        first = _program(self.pid)
+        if first == _SHELL:  # this engine puts no init before it
             return self.pid
         found = [process for pid in self._pids() if (process := _process(pid)) is not None and not process.is_dead]
         if first and any(_program(process.pid) not in (first, "") for process in found):
@@ -75,9 +76,9 @@ class Inmates:
         return 0
 
     def init(self) -> str:
-        """The init that the engine puts before the program of its container; "" where it puts none."""
+        """The init that the engine puts before the program of its container, once that has begun; "" for none."""
         first = _program(self.pid)
-        return "" if first == "/bin/sh" else first
+        return "" if first == _SHELL else first
 
     def is_gone(self) -> bool:
         """Whether its first process has ended; not to be told by its words, which an exec takes for a moment."""
