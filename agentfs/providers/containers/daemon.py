@@ -19,7 +19,8 @@ from docker.errors import APIError, DockerException
 
 from agentfs.errors import error
 
-QUICK_S: Final = 5.0  # for questions
+_QUICK_S: Final = 5.0  # for questions
+_PODMAN_S: Final = 20.0  # for the same: its answers wait for locks that its own processes hold
 LONG_S: Final = 30.0  # for what makes and unmakes
 _AT_ONCE: Final = 16
 _WORDS: Final = 500
@@ -52,16 +53,19 @@ class Daemon:
         self,
         what: Callable[[Client], T],
         *,
-        seconds: float = QUICK_S,
+        seconds: float | None = None,
         codes: Errnos | None = None,
         hide: Iterable[str] = (),
     ) -> T:
         """*what* of a client, in a thread; it is waited for even when cancelled, so that it is known what was done.
 
-        ENOTCONN when there is no answer for *seconds*; EREMOTEIO with the engine's words, without the values of *hide*.
+        ENOTCONN when there is no answer for *seconds* (else as a question takes); EREMOTEIO with the engine's words,
+        without the values of *hide*.
         """
+        question_s = _PODMAN_S if self._is_docker is False else _QUICK_S
+        patience = question_s if seconds is None else seconds
         try:
-            return await anyio.to_thread.run_sync(lambda: what(self.client(seconds)), limiter=self._limiter)
+            return await anyio.to_thread.run_sync(lambda: what(self.client(patience)), limiter=self._limiter)
         except APIError as exc:
             code = (codes or {}).get(_status(exc), errno.EREMOTEIO)
             raise error(code, detail=cleaned(str(exc.explanation or exc), hide)) from None
