@@ -73,7 +73,10 @@ class Device:
         await trio.lowlevel.wait_readable(self.fd)
 
     def answer(self, unique: int, body: bytes, code: int = 0) -> bool:
-        """Send a good answer. It is lost only with the mount: the kernel waits for every request it has given out."""
+        """Send an answer, a good one unless *code* says otherwise; whether it was taken.
+
+        It is lost only with the mount: the kernel waits for every request it has given out.
+        """
         if self.fd < 0:
             return False
         try:
